@@ -28,6 +28,8 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     LlamaConfig,
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
     RobertaConfig,
@@ -35,9 +37,10 @@ from transformers import (
 
 import qpeft
 from qpeft.core.model_card import users_card
-from qpeft.errors import CheckpointError, DataError, DataWarning
+from qpeft.errors import CheckpointError, ConfigError, DataError, DataWarning
 from qpeft_lab import RunSettings, train
 from qpeft_lab.training.classifier import find_head, read_record
+from qpeft_lab.training.methods import build_adapter
 from qpeft_lab.training.run_folder import RunFolder
 from qpeft_lab.training.tasks import TASK_CLASSES
 
@@ -434,6 +437,15 @@ def test_heads_of_other_families_are_found():
     with torch.device("meta"):
         for task, config, names in configs:
             assert sorted(find_head(AUTO[task].from_config(config))) == names
+
+
+def test_head_whose_name_ends_names_of_the_body_is_refused():
+    """PEFT compares the ends of names, so `norm` would be each `before_norm`, too."""
+    sizes = {"depths": [1] * 4, "hidden_sizes": [8] * 4}
+    base = PoolFormerForImageClassification(PoolFormerConfig(**sizes))
+    run = RunSettings(model="m", data="d", out="o", task=IMAGES, method="head")
+    with pytest.raises(ConfigError, match=r"would train .*before_norm as a part of it"):
+        build_adapter(run, base, find_head(base))
 
 
 def test_modules_to_save_are_trained_in_addition_to_the_head(settings):

@@ -22,6 +22,7 @@ from transformers import (
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
 from qpeft_lab import train
+from qpeft_lab.progress import Progress
 from qpeft_lab.training import fit
 from qpeft_lab.training.checkpoints import last_intact, step_of
 from qpeft_lab.training.fit import DivergedError
@@ -348,3 +349,14 @@ def test_gradient_frames_report_every_batch(settings, monkeypatch):
     what, _, total = parts[0]
     assert parts == [(what, done, total) for done in range(total + 1)]
     assert total > 1
+
+
+@pytest.mark.parametrize(
+    "n, batch_size, expected", [(640, 24, 16), (640, 8, 8), (57, 8, 3), (61, 8, 1), (3, 8, 3)]
+)
+def test_gradients_are_of_batches_of_one_size(n, batch_size, expected):
+    """Their mean over batches is then that over examples."""
+    task = SimpleNamespace(train=[*range(n)], collate=list)
+    batches = [*fit._batches(task, batch_size, Progress())]
+    assert {len(batch) for batch in batches} == {expected}
+    assert len({example for batch in batches for example in batch}) == min(n, 64)

@@ -219,14 +219,16 @@ def _checked(settings: RunSettings) -> _Checked:
 
 
 def _batches(task: Task, batch_size: int, progress: Progress) -> Iterator[Any]:
-    """Batches of examples spread over the training data.
+    """Batches of examples spread over the training data, all of one size: the mean over batches is
+    that over examples.
 
     Gradients of all adapted matrices are in memory next to them, so they have few tokens.
     """
     chosen = spread(_GRADIENT_EXAMPLES, list(task.train))
     if isinstance(task, CausalLM):
         batch_size = max(1, min(batch_size, _GRADIENT_TOKENS // task.seq_len))
-    parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+    size = max(n for n in range(1, batch_size + 1) if len(chosen) % n == 0)
+    parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     return map(task.collate, counted(progress, "Gradients of the base", parts))
 
 

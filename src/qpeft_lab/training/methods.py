@@ -156,6 +156,7 @@ def build_adapter(
     config, generator = build_configs(settings, head)
     if config is None:
         return base
+    _check_head(base, head)
     from peft import get_peft_model
 
     import qpeft
@@ -177,6 +178,17 @@ def build_adapter(
     if begin is not None:
         begin(model)
     return model if generator is None else qpeft.attach(model, generator)
+
+
+def _check_head(base: nn.Module, head: Sequence[str]) -> None:
+    """Raise ConfigError if PEFT, which compares the ends of names, takes other modules for the head."""
+    for name, module in base.named_modules():
+        inside = any(name == part or name.startswith(f"{part}.") for part in head)
+        if not inside and any(name.endswith(part) for part in head) and [*module.parameters()]:
+            raise ConfigError(
+                f"the head of {type(base).__name__} is {', '.join(head)}, and PEFT would train"
+                f" {name} as a part of it, by the end of its name; use method full, or another base"
+            )
 
 
 def keep_running_statistics(model: nn.Module) -> None:
