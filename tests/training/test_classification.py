@@ -7,6 +7,7 @@ import math
 import random
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -316,6 +317,7 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
     else:
         options = read_record(result.exported).options()
         base = AUTO[task].from_pretrained(asked.model, **options)
+        assert list(base.config.id2label.values()) == list(made.labels)
         loaded["stock"] = PeftModel.from_pretrained(base, result.exported)
         for folder in (result.exported, *([result.adapter] if method == "qpa" else [])):
             assert users_card(folder) is None  # so the next export writes it again
@@ -446,6 +448,14 @@ def test_head_whose_name_ends_names_of_the_body_is_refused():
     run = RunSettings(model="m", data="d", out="o", task=IMAGES, method="head")
     with pytest.raises(ConfigError, match=r"would train .*before_norm as a part of it"):
         build_adapter(run, base, find_head(base))
+
+
+def test_prompt_tuning_of_a_decoder_that_classifies_is_refused(settings, tiny_decoder):
+    """It would read the answer at the padding of the shorter texts of a batch."""
+    run = settings(TEXTS, model=str(tiny_decoder))
+    run = replace(run, method="prompt", method_settings={"num_virtual_tokens": 4})
+    with pytest.raises(ConfigError, match="classify the padding"):
+        train(run)
 
 
 def test_modules_to_save_are_trained_in_addition_to_the_head(settings):

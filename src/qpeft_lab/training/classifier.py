@@ -45,7 +45,11 @@ class TaskRecord:
         """Arguments of `from_pretrained` that load the base with stock transformers."""
         pad = {} if self.pad_token_id is None else {"pad_token_id": self.pad_token_id}
         other = {"ignore_mismatched_sizes": True} if self.ignore_mismatched_sizes else {}
-        return {"num_labels": len(self.labels), **pad, **other}
+        names = dict(enumerate(self.labels))
+        numbers = {name: index for index, name in names.items()}
+        # a base with as many other classes would keep their names
+        classes = {"num_labels": len(names), "id2label": names, "label2id": numbers}
+        return {**classes, **pad, **other}
 
     def write(self, folder: Path) -> None:
         """Write task.json to an adapter folder, and add these arguments and the classes to its

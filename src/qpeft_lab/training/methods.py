@@ -157,6 +157,7 @@ def build_adapter(
     if config is None:
         return base
     _check_head(base, head)
+    _check_prompt(settings, base, config)
     from peft import get_peft_model
 
     import qpeft
@@ -189,6 +190,25 @@ def _check_head(base: nn.Module, head: Sequence[str]) -> None:
                 f"the head of {type(base).__name__} is {', '.join(head)}, and PEFT would train"
                 f" {name} as a part of it, by the end of its name; use method full, or another base"
             )
+
+
+def _check_prompt(settings: RunSettings, base: PreTrainedModel, config: Any) -> None:
+    """Raise ConfigError for trained tokens in front of a text that a decoder classifies.
+
+    It reads the answer at the last token, and finds that by the ids. PEFT gives it embeddings, so it
+    would take the padding.
+    """
+    from peft import PeftType
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = type(base.config)
+    is_decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+    gives_embeddings = config.peft_type in (PeftType.PROMPT_TUNING, PeftType.P_TUNING)
+    if gives_embeddings and is_decoder and not settings.is_language_model:
+        raise ConfigError(
+            f"{type(base).__name__} would classify the padding of shorter texts with prompt tuning (a"
+            " limit of PEFT and transformers); use prefix tuning, or another method"
+        )
 
 
 def keep_running_statistics(model: nn.Module) -> None:
