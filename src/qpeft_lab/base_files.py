@@ -24,6 +24,7 @@ NO_CHAT_TEMPLATE = (
 _NUMBERS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TEXT = 8
 _ARRAY = 9
+_SCALING = b".rope.scaling.type"  # after the name of an architecture
 
 
 def check_base_files(model: str) -> None:
@@ -105,7 +106,8 @@ def _check_length(file: Path) -> None:
 
 
 def _check_gguf(file: Path) -> None:
-    """Raise InputError if a GGUF file is shorter than its header says.
+    """Raise InputError if a GGUF file is shorter than its header says, or scales its rotary
+    embeddings, which transformers reads of gpt-oss alone.
 
     `gguf.GGUFReader` reads the whole vocabulary for that, which takes seconds.
     """
@@ -118,16 +120,20 @@ def _check_gguf(file: Path) -> None:
             n_tensors = _number(opened, 8)
             n_fields = _number(opened, 8)
             alignment = 32
+            scaling = b"none"
             for _ in range(n_fields):
                 name = opened.read(_number(opened, 8))
                 kind = _number(opened, 4)
                 if name == b"general.alignment":
                     alignment = _number(opened, 4)
+                elif name.endswith(_SCALING) and kind == _TEXT and name != b"gpt-oss" + _SCALING:
+                    scaling = opened.read(_number(opened, 8))
                 else:
                     _skip_value(opened, kind)
             expected = 0
             for _ in range(n_tensors):
-                opened.seek(_number(opened, 8), 1)  # its name
+                name = opened.read(_number(opened, 8))
+                scaling = b"frequencies" if name.startswith(b"rope_f") else scaling
                 n_values = 1
                 for _ in range(_number(opened, 4)):
                     n_values *= _number(opened, 8)
@@ -140,6 +146,12 @@ def _check_gguf(file: Path) -> None:
             raise _damaged(file) from error
         header = -(-opened.tell() // alignment) * alignment if alignment else opened.tell()
     _refuse_shorter(file, header + expected)
+    if scaling != b"none":
+        raise InputError(
+            f"the base model's file {file} scales its rotary embeddings"
+            f" ({scaling.decode(errors='replace')}), which transformers does not read from GGUF, so"
+            " its logits would differ; give the folder or the hub id of the same model"
+        )
 
 
 def _skip_value(opened: BinaryIO, kind: int) -> None:
