@@ -36,6 +36,7 @@ OF_FRAMES = (  # options of `qpeft frames` that are those of a run
     "seed",
     "trust_remote_code",
     "text_column",
+    "text_pair_column",
     "label_column",
     "prompt_column",
     "completion_column",

@@ -325,7 +325,8 @@ def _cost(cell: Cell) -> Row:
         make_model=lambda: untrained_model(cell),
         make_reference=lambda: untrained_model(reference),
         batches=[
-            task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)
+            task.collate(task.train[start : start + size])
+            for start in range(0, min(8 * size, len(task.train)), size)
         ],
     )
     return {**cost, "reference": reference.spec.hash}
