@@ -129,6 +129,7 @@ def _check_gguf(file: Path) -> None:
                 elif name.endswith(_SCALING) and kind == _TEXT and name != b"gpt-oss" + _SCALING:
                     scaling = opened.read(_number(opened, 8))
                 else:
+                    scaling = b"linear" if name.endswith(b".rope.scale_linear") else scaling
                     _skip_value(opened, kind)
             expected = 0
             for _ in range(n_tensors):
