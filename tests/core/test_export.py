@@ -25,7 +25,7 @@ from variants import move
 import qpeft
 from qpeft.core.export import probe_inputs
 from qpeft.core.generator_holder import count_trainable
-from qpeft.core.model_card import metadata
+from qpeft.core.model_card import metadata, users_card
 from qpeft.errors import ConfigError, VerificationError
 from qpeft.files import read_json
 
@@ -272,6 +272,14 @@ def test_card_that_the_user_wrote_or_changed_is_kept(put, change, llama, adapter
 
     assert path.read_bytes() == kept
     assert (kept == made) == (change is None)
+
+
+def test_card_with_the_classes_behind_its_last_line_is_no_users(llama, adapters, tmp_path):
+    """As release 0.2 wrote it."""
+    qpeft.save(adapters.qpa(llama, target_modules=["q_proj"]), tmp_path)
+    with (tmp_path / "README.md").open("a") as card:
+        card.write("\n## Outputs\n\n0: `a`, 1: `b`\n")
+    assert users_card(tmp_path) is None
 
 
 def test_card_names_the_base_only_if_it_has_a_name(llama, adapters, tmp_path):

@@ -95,6 +95,12 @@ def test_names_of_classes_and_files_are_no_splits(tmp_path, names, is_split):
             assert {content.parent.parent.name for content, _ in read} == {part}
 
 
+def test_splits_without_classes_are_not_taken_for_classes(tmp_path):
+    folder_of(tmp_path, ("train", "test"))
+    with pytest.raises(DataError, match="one sub-folder for each of two or more classes"):
+        load_images(str(tmp_path), "train", "label")
+
+
 def test_folders_that_are_no_splits_are_not_read_next_to_splits(tmp_path):
     for part in ("train", "eval", "other"):
         folder_of(tmp_path / part, ("cat", "train"))

@@ -558,6 +558,8 @@ def image_files(folder: Path) -> dict[str, list[str]]:
             splits.setdefault(split, []).extend(classes)
     if "train" not in splits:
         splits = {"train": _folders(folder)}
+        if all(part.name.lower() in _SPLIT_FOLDERS for part in splits["train"]):
+            return {}  # splits without classes
     found = {}
     for split, classes in splits.items():
         content = {of_class: visible(of_class) for of_class in classes}
