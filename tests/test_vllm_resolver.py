@@ -92,11 +92,14 @@ def test_chat_template_of_an_adapter_which_the_server_does_not_use_is_logged(
     cache, adapters, base, caplog
 ):
     (adapters / "user-1" / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    for name in ("user-0", "user-1"):
+    for name in ("user-0", "user-1", "user-1"):
         cache.find(name, str(base))
     told = [record.getMessage() for record in caplog.records if "chat template" in record.msg]
     assert len(told) == 1
     assert "user-1" in told[0]
+
+    ExportCache(adapters, cache.cache, LARGE).find("user-1", str(base))  # after a restart
+    assert len([record for record in caplog.records if "chat template" in record.msg]) == 2
 
 
 def replace(adapters, name, by):

@@ -107,7 +107,7 @@ def _check_length(file: Path) -> None:
 
 def _check_gguf(file: Path) -> None:
     """Raise InputError if a GGUF file is shorter than its header says, or scales its rotary
-    embeddings, which transformers reads of gpt-oss alone.
+    embeddings, which transformers does not read.
 
     `gguf.GGUFReader` reads the whole vocabulary for that, which takes seconds.
     """
@@ -126,7 +126,7 @@ def _check_gguf(file: Path) -> None:
                 kind = _number(opened, 4)
                 if name == b"general.alignment":
                     alignment = _number(opened, 4)
-                elif name.endswith(_SCALING) and kind == _TEXT and name != b"gpt-oss" + _SCALING:
+                elif name.endswith(_SCALING) and kind == _TEXT:
                     scaling = opened.read(_number(opened, 8))
                 else:
                     scaling = b"linear" if name.endswith(b".rope.scale_linear") else scaling

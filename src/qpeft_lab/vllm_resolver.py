@@ -70,6 +70,7 @@ class ExportCache:
         self._models: dict[str, Any] = {}  # the base model by its name
         self._fingerprints: dict[str, str] = {}  # of its files, by its name
         self._numbers: dict[str, int] = {}  # that this process gave, by the name of the export
+        self._templated: set[str] = set()  # exports whose own chat template is in the log
         # a file with the exports that this process was given, locked while it runs
         self._given: int | None = None
 
@@ -146,12 +147,6 @@ class ExportCache:
             elif target.exists():
                 shutil.rmtree(target)
             self._export(folder, base, target)
-            if own_template(folder) is not None:
-                _log.warning(
-                    "qpeft: %s was trained with a chat template of its own; chats are asked in that of"
-                    " the server, see vllm serve --chat-template",
-                    folder.name,
-                )
             write_json(target / RECORD, {**read_json(target / RECORD), _SEAL: key})
             try:
                 if revisions.revision(folder) != digest:
@@ -160,6 +155,13 @@ class ExportCache:
             except QpeftError:
                 shutil.rmtree(target)
                 raise
+        if own_template(folder) is not None and key not in self._templated:
+            self._templated.add(key)
+            _log.warning(
+                "qpeft: %s was trained with a chat template of its own; chats are asked in that of the"
+                " server, see vllm serve --chat-template",
+                folder.name,
+            )
         if not folder.name.startswith("."):
             self._keep(folder, digest)
         if self._given is None:

@@ -3,6 +3,7 @@ adapter; cards.
 """
 
 import copy
+import os
 from functools import partial
 
 import pytest
@@ -25,7 +26,7 @@ from variants import move
 import qpeft
 from qpeft.core.export import probe_inputs
 from qpeft.core.generator_holder import count_trainable
-from qpeft.core.model_card import metadata, users_card
+from qpeft.core.model_card import load_lines, metadata, users_card
 from qpeft.errors import ConfigError, VerificationError
 from qpeft.files import read_json
 
@@ -272,6 +273,14 @@ def test_card_that_the_user_wrote_or_changed_is_kept(put, change, llama, adapter
 
     assert path.read_bytes() == kept
     assert (kept == made) == (change is None)
+
+
+@pytest.mark.parametrize("folder", ["", "/models"])
+def test_lines_that_load_an_adapter_of_a_gguf_base_name_its_folder_and_file(folder):
+    lines = load_lines(os.path.join(folder, "base.gguf"), "/adapters/mine", None)  # noqa: PTH118
+    call = lines.splitlines()[-1]
+    assert f"from_pretrained({folder or '.'!r}, dtype='float32', gguf_file='base.gguf')" in call
+    assert call.endswith("'/adapters/mine')")
 
 
 def test_card_with_the_classes_behind_its_last_line_is_no_users(llama, adapters, tmp_path):

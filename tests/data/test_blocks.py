@@ -20,6 +20,7 @@ from qpeft_lab.data.text import (
     cut,
     encode,
     load_blocks,
+    mark_after_answer,
     read_template,
 )
 from qpeft_lab.training.tasks import CausalLM
@@ -187,6 +188,35 @@ def test_answer_ends_with_the_end_of_text_token_of_the_template(chat, content):
     (tokens,) = encode([{"messages": messages}], chat)
     assert chat.decode(tokens.ids[tokens.scored]) == f"the bird<end>{content}<end>"
     assert chat.decode(tokens.ids) == chat.apply_chat_template(messages, tokenize=False)
+
+
+MARKS = {  # a template and the mark after its answers
+    "{% for m in messages %}{{ m.content }}[/A]\n{% endfor %}": "[/A]",
+    "{% for m in messages %}{{ m.content }}<|x|><end>{% endfor %}bye": "<|x|><end>bye",
+    "{% for m in messages %}{{ m.content }}<end>{% endfor %}": "",
+    '{% for m in messages %}"{{ m.content }}"\n{% endfor %}': "",
+    "{% for m in messages %}```{{ m.content }}```\n{% endfor %}": "",
+    "{% for m in messages %}{{ m.content | tojson }}<|x|>{% endfor %}": "",
+    "{{ raise_exception('no') }}": "",
+    "{% if messages[0].role != 'system' %}{{ raise_exception('system') }}{% endif %}"
+    "{% for m in messages %}{{ m.content }}<|x|>\n{% endfor %}": "<|x|>",
+}
+
+
+@pytest.mark.parametrize("template", MARKS)
+def test_mark_after_an_answer_is_what_no_answer_contains(chat, template):
+    chat.chat_template = template
+    assert mark_after_answer(chat) == MARKS[template]
+
+
+def test_end_of_text_inside_of_an_answer_after_a_reasoning_is_no_end(chat):
+    chat.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}<think></think>"
+        "{% endif %}{{ m.content }}[/{{ m.role }}]{% endfor %}" + OPEN
+    )
+    answer = {"role": "assistant", "content": "the <end> bird"}
+    (tokens,) = encode([{"messages": [MESSAGES[0], answer]}], chat)
+    assert "bird[/assistant]" in chat.decode(tokens.ids[tokens.scored])
 
 
 def test_answer_that_begins_like_what_the_template_opens_is_scored_whole(chat):

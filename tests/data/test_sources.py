@@ -276,9 +276,12 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
     "names",
     [
         ("train", "test"),
+        ("train_english", "test_final"),
         ("e2e-train", "e2e-dev"),
         ("Training", "Testing"),
-        ("a_train_1", "evaluation"),
+        ("a_train_1", "a_evaluation"),
+        ("TrainData", "TestData"),
+        ("train-00000-of-00002", "test-00000-of-00001"),
     ],
 )
 def test_folder_with_splits_is_not_read_as_one(tmp_path, names):
@@ -297,10 +300,24 @@ def test_splits_that_the_library_cannot_tell_apart_are_not_read_as_one(tmp_path,
         load(f"{tmp_path / 'data'}::train")
 
 
+@pytest.mark.parametrize("beside", ["assets/logo.png", "README.md"])
+def test_other_files_do_not_decide_what_a_split_is(tmp_path, monkeypatch, beside):
+    """Such as a picture of the data set, or a card that names the files of the splits."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    for split in ("train", "test"):
+        write(folder / f"{split}.jsonl", [{"text": split}])
+    (folder / beside).parent.mkdir(exist_ok=True)
+    files = "- split: train\n    path: train.jsonl\n"
+    card = f"---\nconfigs:\n- config_name: a\n  data_files:\n  {files}---\n"
+    (folder / beside).write_text(card)
+    assert load(f"{folder}::train") == [{"text": "train"}]
+
+
 def test_names_that_only_contain_the_letters_of_a_split_are_read(tmp_path):
-    for name in ("trains", "contest", "evaluator"):
+    for name in ("trains", "contest", "evaluator", "how to train", "test plan"):
         write(tmp_path / f"{name}.jsonl", [{"text": name}])
-    assert len(load(str(tmp_path))) == 3
+    assert len(load(str(tmp_path))) == 5
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from variants import move
 import qpeft
 from qpeft.errors import ConfigError, DataError
 from qpeft_lab.base_model import load_model, load_tokenizer
+from qpeft_lab.data import text as texts_module
 from qpeft_lab.data.text import Tokens, collate, cut
 from qpeft_lab.demo import base_path
 from qpeft_lab.settings import RunSettings
@@ -261,12 +262,12 @@ def test_generation_stops_at_every_end_token(embedded, of):
     assert 0 < len(cut) < len(free)
 
 
-def test_answer_ends_before_the_mark_of_the_chat_template(embedded):
+def test_answer_ends_before_the_mark_of_the_chat_template(embedded, monkeypatch):
     """Also where the mark is no special token, as ChatML's for a base without a template."""
-    base, tokenizer = copy.deepcopy(embedded)
+    base, tokenizer = embedded
     (free,) = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(12))
     mark = free.split()[3]
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} " + mark + "\n{% endfor %}"
+    monkeypatch.setattr(texts_module, "mark_after_answer", lambda _: mark)
     (cut,) = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(12), have_template=True)
 
     assert cut == free[: free.index(mark)]

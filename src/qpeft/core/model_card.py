@@ -36,8 +36,8 @@ def load_lines(
     """
     all_options = {"dtype": "float32", **(options or {})}
     if base.endswith(".gguf"):  # transformers wants its folder and its name
-        folder, all_options["gguf_file"] = os.path.split(base)
-        base = folder or "."
+        where, all_options["gguf_file"] = os.path.split(base)
+        base = where or "."
     arguments = "".join(f", {name}={value!r}" for name, value in all_options.items())
     loads = "qpeft.load" if registered else "PeftModel.from_pretrained"
     lines = [

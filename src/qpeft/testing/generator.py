@@ -150,7 +150,7 @@ def _check_gradients(generator: Generator) -> None:
     output.
 
     An error of 0.1 % in one gradient entry of average size is detected in tensors of up to about
-    100,000 entries.
+    10,000 entries.
     """
     draw = torch.Generator().manual_seed(0)
     start = generator().detach()

@@ -21,6 +21,7 @@ from qpeft_lab.data.labelled import Labelled, label_name
 from qpeft_lab.data.sources import (
     class_columns,
     class_name,
+    is_image,
     load_file,
     load_split,
     parse_source,
@@ -42,7 +43,9 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
 
     name = parse_source(source)
     data_set = (
-        load_file(name.path) if name.is_local and name.path.is_file() else load_split(source, split)
+        load_file(name.path)
+        if name.is_local and name.path.is_file()
+        else load_split(source, split, has_images=True)
     )
     columns = data_set.features or {}  # none of a file of text
     image_column = next((name for name in _COLUMNS if name in columns), None)
@@ -68,14 +71,20 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
         name_of_class = label_name(given, f"{source}, row {number}")
         rows.append((content, name_of_class))
         open_image(content, "L")
-    _note_others(source, [content for content, _ in rows if isinstance(content, Path)])
+    if "[" not in (name.split or ""):  # a part of the images
+        _note_others(source, [content for content, _ in rows if isinstance(content, Path)])
     return rows
 
 
 def _note_others(source: str, images: Sequence[Path]) -> None:
-    """Warn of what is next to the images and was not read, such as a format that PIL has not."""
+    """Warn of what is next to the images and was not read, such as a format that PIL has not, and
+    of images next to their folders.
+    """
     folders = {image.parent for image in images}
-    others = {entry for folder in folders for entry in visible(folder)} - {*images}
+    others = {entry for folder in folders for entry in visible(folder)}
+    above = {folder.parent for folder in folders}
+    others |= {entry for folder in above for entry in visible(folder) if is_image(entry)}
+    others -= {*images}
     names = sorted(entry.name for entry in others if not entry.name.startswith("metadata."))
     if names:
         listed = shorten(", ".join(names), 80, placeholder=", ...")

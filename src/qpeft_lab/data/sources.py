@@ -55,7 +55,8 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 # those of usual chat templates
 _ROLES = {"assistant", "developer", "function", "system", "tool", "user"}
 _SPLIT = re.compile(
-    r"(?<![a-z])(train|validation|valid|val|dev|test|eval)(ing|uation)?(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(train|validation|valid|val|dev|test|eval)(ing|uation|set|data)?(?![a-z])",
+    re.IGNORECASE,
 )
 _SPLIT_FOLDERS = {  # of images
     "train": "train",
@@ -281,12 +282,20 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
 
 def _refuse_splits(source: str, files: Sequence[Path]) -> None:
     """Raise DataError for a folder that is divided into splits, such as train.csv and test.csv."""
-    splits = {match[1].lower() for file in files if (match := _SPLIT.search(file.stem))}
-    if "train" in splits and len(splits) > 1:
-        raise DataError(
-            f"{source} has files of the splits {', '.join(sorted(splits))}, which would be read"
-            f" together; name the file of one, such as {files[0]}"
-        )
+    splits: dict[str, set[str]] = {}  # by the other letters of the name
+    for file in files:
+        if match := _SPLIT.search(file.stem):
+            begin, end = match.span()
+            others = (
+                "" if begin == 0 else re.sub(r"[\W\d_]", "", file.stem[:begin] + file.stem[end:])
+            )
+            splits.setdefault(others.lower(), set()).add(match[1].lower())
+    for of_name in splits.values():
+        if "train" in of_name and len(of_name) > 1:
+            raise DataError(
+                f"{source} has files of the splits {', '.join(sorted(of_name))}, which would be read"
+                f" together; name the file of one, such as {files[0]}"
+            )
 
 
 def _refuse_other_columns(of_files: Mapping[Path, list[Row]]) -> None:
@@ -329,7 +338,9 @@ def has_validation_split(source: str, has_images: bool = False) -> bool:
         return False
     if name.is_local and name.is_whole and not has_images:
         return name.glue is not None and bool(_files(name.path, name.glue.split("validation")))
-    return name.glue is not None or (name.split is None and "validation" in split_names(source))
+    return name.glue is not None or (
+        name.split is None and "validation" in split_names(source, has_images)
+    )
 
 
 def content_hash(source: str) -> str | None:
@@ -512,7 +523,7 @@ def class_columns(data_set: Any) -> dict[str, list[str]]:
     }
 
 
-def load_split(source: str, split: str) -> Any:
+def load_split(source: str, split: str, has_images: bool = False) -> Any:
     """The split that `source` names, or its split for "train", or for "validation" its validation
     or else test split.
 
@@ -521,7 +532,7 @@ def load_split(source: str, split: str) -> Any:
     from datasets import load_dataset
 
     name = parse_source(source)
-    images = image_files(name.path) if name.is_local else {}
+    images = _image_files(name) if has_images else {}
     splits = images or split_names(source)
     if name.split is None:
         is_whole = name.is_local and list(splits) == ["train"]  # a folder without splits
@@ -531,8 +542,8 @@ def load_split(source: str, split: str) -> Any:
     else:
         wanted = [part.partition("[")[0] for part in name.split.split("+")]  # train[:10%]+test
         part = name.split if set(wanted) <= set(splits) else None
-    if name.is_local and not images and list(splits) == ["train"]:
-        _refuse_splits(source, [file for file in visible(name.path) if file.is_file()])
+    if name.is_local and list(splits) == ["train"] and not (name.path / "README.md").is_file():
+        _refuse_splits(source, [*filter(_is_table, visible(name.path))])
     if part is None:
         raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(splits)}")
     try:
@@ -543,14 +554,17 @@ def load_split(source: str, split: str) -> Any:
         raise DataError(f"cannot read {source}: {cause(error)}") from error
 
 
-def image_files(folder: Path) -> dict[str, list[str]]:
+def _image_files(name: SourceName) -> dict[str, list[str]]:
     """The images of each split of a folder whose classes are folders, as patterns of `datasets`;
-    empty for another one, such as of tables.
+    empty for another source, such as a folder of tables, or with configurations.
 
     (`datasets` alone takes every name with such a word for one of a split, also that of a class.)
 
     Raises DataError for a class without images, or a link, whose content `content_hash` cannot see.
     """
+    if not name.is_local or name.config is not None or not name.path.is_dir():
+        return {}
+    folder = name.path
     splits: dict[str, list[Path]] = {}  # the folders of classes
     for part in _folders(folder):
         split = _SPLIT_FOLDERS.get(part.name.lower())
@@ -563,9 +577,12 @@ def image_files(folder: Path) -> dict[str, list[str]]:
     found = {}
     for split, classes in splits.items():
         content = {of_class: visible(of_class) for of_class in classes}
-        if any(entry.name.startswith("metadata.") for part in content.values() for entry in part):
-            return {}  # `datasets` reads the labels there
-        images = {name: [*filter(_is_image, entries)] for name, entries in content.items()}
+        images = {part: [*filter(is_image, entries)] for part, entries in content.items()}
+        around = {folder, *classes, *(of_class.parent for of_class in classes)}
+        has_labels = any(entry.name.startswith("metadata.") for p in around for entry in visible(p))
+        lacking = [part for part in classes if not images[part]]
+        if has_labels or any(_is_table(entry) for part in lacking for entry in part.rglob("*")):
+            return {}  # for `datasets`, which reads labels and tables
         if not any(images.values()):
             continue
         for of_class, of_it in images.items():
@@ -580,14 +597,20 @@ def image_files(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _is_image(path: Path) -> bool:
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in _READERS
+
+
+def is_image(path: Path) -> bool:
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     return path.suffix.lower() in ImageFolder.EXTENSIONS
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in visible(folder) if entry.is_dir()] if folder.is_dir() else []
+    """The sub-folders, without those that `datasets` leaves out, such as __MACOSX."""
+    parts = (entry for entry in visible(folder) if entry.is_dir())
+    return [part for part in parts if not part.name.startswith("__")]
 
 
 def visible(folder: Path) -> list[Path]:
@@ -595,7 +618,7 @@ def visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def split_names(source: str) -> Sequence[str]:
+def split_names(source: str, has_images: bool = False) -> Sequence[str]:
     """Names of the splits of a hub data set, or of a local folder that `datasets` reads.
 
     Raises DataError if there is no such data set.
@@ -609,7 +632,7 @@ def split_names(source: str) -> Sequence[str]:
             f" {source[len(name.name) :]}"
         )
     try:
-        if name.is_local and (images := image_files(name.path)):
+        if has_images and (images := _image_files(name)):
             return [*images]
         return get_dataset_split_names(name.id, name.config)
     except Exception as error:  # offline, unknown, gated, or without configuration

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
@@ -43,7 +44,6 @@ TEMPLATES = {
     ),
 }
 
-_SHORTEST_MARK = 3  # characters; a template may put answers in quotation marks
 _DOCUMENTS_AT_A_TIME = 256  # between which Ctrl-C is handled
 
 
@@ -234,14 +234,20 @@ def answered_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def mark_after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The mark that the chat template writes after an answer, such as `<|im_end|>`; empty if it has
-    none but the end of text, which ends a generation, or one that an answer may contain.
+    """The mark that the chat template writes after an answer, such as `<|im_end|>` or `[/ANSWER]`;
+    empty if it has none but the end of text, which ends a generation, or another one, such as a
+    quotation mark, which an answer may contain.
     """
     place = "\0"
     asked = [{"role": "user", "content": "."}, {"role": "assistant", "content": place}]
-    after = _rendered(asked, tokenizer).rpartition(place)[2].strip()
-    mark = after.split("\n")[0].removesuffix(str(tokenizer.eos_token or "")).strip()
-    return mark if len(mark) >= _SHORTEST_MARK else ""
+    text = ""
+    for first in ([], [{"role": "system", "content": "."}]):  # some templates want one
+        with suppress(DataError):
+            text = text or _rendered([*first, *asked], tokenizer)
+    _, is_there, after = text.rpartition(place)
+    line = after.strip().split("\n")[0]
+    mark = line.removesuffix(str(tokenizer.eos_token or "")).strip()
+    return mark if is_there and mark.startswith(("<", "[")) else ""
 
 
 def as_chat(message: str, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> str:
@@ -365,7 +371,9 @@ def _end_of_turn(
     mark between the answer and `end`. Nobody generates what ChatML has after it, a line break.
     """
     token = str(tokenizer.eos_token or "")
-    after = start + len(message["content"].strip())  # an answer may contain the token
+    content = message["content"].strip()
+    # an answer may contain the token, and the template may begin with a reasoning
+    after = max(text.find(content, start, end), start) + len(content)
     place = text.rfind(token, after, end) if token else -1
     return end if place < 0 else place + len(token)
 

@@ -219,8 +219,8 @@ def _checked(settings: RunSettings) -> _Checked:
 
 
 def _batches(task: Task, batch_size: int, progress: Progress) -> Iterator[Any]:
-    """Batches of examples spread over the training data, all of one size: the mean over batches is
-    that over examples.
+    """Batches of examples spread over the training data, all of one size, since each counts as much
+    as the others.
 
     Gradients of all adapted matrices are in memory next to them, so they have few tokens.
     """

@@ -100,6 +100,9 @@ def generate_texts(
     configured = model.generation_config.eos_token_id  # such as the end of a turn
     several = [cast(Any, tokenizer.eos_token_id)]
     several += configured if isinstance(configured, list) else [configured]
+    mark = mark_after_answer(tokenizer) if have_template else ""
+    if mark and len(of_mark := tokenizer(mark, add_special_tokens=False)["input_ids"]) == 1:
+        several += of_mark
     ends = [token for token in dict.fromkeys(several) if token is not None]
     for start in range(0, len(places), at_once):
         batch = places[start : start + at_once]
@@ -115,10 +118,7 @@ def generate_texts(
             both = (encoded[place].tolist(), encoded[place].tolist() + new.tolist())
             before, whole = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in both)
             texts[place] = whole[len(before) :]
-    # where it is no special token, which is not decoded, it is text
-    if have_template and (mark := mark_after_answer(tokenizer)):
-        texts = [text.partition(mark)[0] for text in texts]
-    return texts
+    return [text.partition(mark)[0] for text in texts] if mark else texts  # of several tokens
 
 
 def generate(
