@@ -287,7 +287,9 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
 def test_folder_with_splits_is_not_read_as_one(tmp_path, names):
     for name in names:
         write(tmp_path / f"{name}.jsonl", [{"text": name}])
-    with pytest.raises(DataError, match=r"would be read together; name the file of one"):
+    with pytest.raises(
+        DataError, match=r"would be read together; name one, such as \S+::train, or the file of one"
+    ):
         load(str(tmp_path))
 
 

@@ -294,7 +294,8 @@ def _refuse_splits(source: str, files: Sequence[Path]) -> None:
         if "train" in of_name and len(of_name) > 1:
             raise DataError(
                 f"{source} has files of the splits {', '.join(sorted(of_name))}, which would be read"
-                f" together; name the file of one, such as {files[0]}"
+                f" together; name one, such as {parse_source(source).name}::train, or the file of one, such"
+                f" as {files[0]}"
             )
 
 
