@@ -12,7 +12,7 @@ import time
 import warnings
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -30,10 +30,24 @@ _SHOTS_PER_OUTCOME = 10
 _MOST_QUBITS = 14  # whose outcomes an affordable number of shots resolves
 
 
+class _OfProcess:
+    """A copy is the same object: one device, one budget. Pickled, as by `torch.save(model)`, it is
+    None: a backend belongs to a process.
+    """
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
 @dataclass(eq=False)
-class Jobs:
-    """The jobs of one training run on one backend. A copy is the same object: one device, one
-    budget. Pickled, as by `torch.save(model)`, it is None: a backend belongs to a process.
+class Jobs(_OfProcess):
+    """The jobs of one training run on one backend.
 
     Counts depend on seed and angles only, so a resumed run draws the same counts as an
     uninterrupted one.
@@ -50,15 +64,6 @@ class Jobs:
         # them
         self.used: dict[str, float] = dict.fromkeys(("jobs", "circuits", "shots", "seconds"), 0)
         self._log: Path | None = None
-
-    def __copy__(self) -> Jobs:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Jobs:
-        return self
-
-    def __reduce__(self) -> Any:
-        return type(None), ()
 
     def log_to(self, path: Path) -> None:
         """Append a line of JSON for every job sent or answered; those in the file already count as
@@ -148,7 +153,7 @@ class Jobs:
 
 
 @dataclass(eq=False, repr=False)
-class CircuitRun:
+class CircuitRun(_OfProcess):
     """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, with a gradient.
 
     The gradient is by backpropagation without shots on a simulator that has it, otherwise by
@@ -157,7 +162,7 @@ class CircuitRun:
 
         d p / d angle = sum_g scale_g d p / d theta_g
 
-    Copied and pickled as its jobs are. Raises ConfigError for incompatible or infeasible options.
+    Raises ConfigError for incompatible or infeasible options.
     """
 
     ansatz: Ansatz
@@ -196,15 +201,6 @@ class CircuitRun:
             warnings.warn(message, stacklevel=4)
         with errors_as(f"{backend.name} cannot run {ansatz.name}:"):
             backend.check(self._circuit, shots)
-
-    def __copy__(self) -> CircuitRun:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CircuitRun:
-        return self
-
-    def __reduce__(self) -> Any:
-        return type(None), ()
 
     def __call__(self, angles: Tensor) -> Tensor:
         """Probabilities (D,) at the angles."""

@@ -152,7 +152,7 @@ def build_adapter(
     `batches` returns training data, for methods that choose what they adapt from it. Raises
     ConfigError as `build_configs`, and for target modules that do not exist.
     """
-    keep_running_statistics(base)
+    _keep_running_statistics(base)
     config, generator = build_configs(settings, head)
     if config is None:
         return base
@@ -211,7 +211,7 @@ def _check_prompt(settings: RunSettings, base: PreTrainedModel, config: Any) -> 
         )
 
 
-def keep_running_statistics(model: nn.Module) -> None:
+def _keep_running_statistics(model: nn.Module) -> None:
     """Let BatchNorm layers compute with the means and variances of the base in training, too.
 
     Batches would change them, and they are in no adapter: the trained model would be another one
