@@ -6,10 +6,11 @@ from threading import Event, Thread
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict, peft_model
 from torch import nn
 from variants import VARIANTS, Variant, kinds_first, move
 
+import qpeft
 from qpeft.core.binding import Binding
 from qpeft.core.slots import Slot
 
@@ -51,6 +52,28 @@ def test_t_training_is_not_changed_by_evaluations_in_another_thread(
         assert torch.equal(mine, expected)
 
     assert torch.equal(adapters.logits(watched, ids), adapters.logits(alone, ids))
+
+
+@pytest.mark.parametrize("name", ["attached to a prefix", "attached to lora", "qpa"])
+@pytest.mark.parametrize("save", [qpeft.save, lambda model, folder: model.save_pretrained(folder)])
+def test_t_model_stays_itself_while_it_is_saved(
+    llama, ids, adapters, name, save, tmp_path, monkeypatch
+):
+    """Another thread calls it; a prefix that PEFT saves by another config was left out."""
+    model = move(VARIANTS[name].adapt(llama))
+    expected = adapters.logits(model, ids)
+    configs = dict(model.peft_config)
+    seen = []
+
+    def in_the_middle(*args, **kwargs):
+        seen.append(adapters.logits(model, ids))
+        assert model.peft_config == configs
+        return get_peft_model_state_dict(*args, **kwargs)
+
+    monkeypatch.setattr(peft_model, "get_peft_model_state_dict", in_the_middle)
+    save(model, str(tmp_path))
+    assert seen
+    assert all(torch.equal(one, expected) for one in seen)
 
 
 class Slow(nn.Module):

@@ -3,13 +3,15 @@ are those of a plain PyTorch loop.
 """
 
 import copy
+import warnings
 
 import pytest
 import torch
-from accelerate.state import GradientState
+from accelerate.state import AcceleratorState, GradientState
 from variants import VARIANTS, move, trained
 
 import qpeft
+from qpeft.core import binding
 from qpeft.errors import QpeftWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
@@ -28,7 +30,8 @@ def make(llama, request):
 
 
 @pytest.fixture
-def set_sync():
+def set_sync(monkeypatch):
+    monkeypatch.setattr(binding, "_was_left", False)
     GradientState._reset_state()
     yield GradientState()._set_sync_gradients
     GradientState._reset_state()
@@ -41,7 +44,9 @@ def loss(model, ids):
 def assert_gradients(model, expected):
     parameters = trained(model)
     model.requires_grad_(False)  # as another active adapter freezes them before the step
-    torch.optim.SGD(parameters, lr=0).step()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the optimizer steps while gradients")
+        torch.optim.SGD(parameters, lr=0).step()
     gradients = [p.grad for p in parameters], [p.grad for p in trained(expected)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
@@ -77,30 +82,75 @@ def test_no_micro_batch_is_lost_by_what_happens_between(make, ids, set_sync, act
     assert_gradients(model, expected)
 
 
+def gradients_of_a_loop(model, ids, n_steps=3, before_step=lambda step: None):
+    """Those behind the first step."""
+    optimizer = torch.optim.SGD(trained(model), lr=0.1)
+    for step in range(n_steps):
+        before_step(step)
+        optimizer.zero_grad()
+        loss(model, ids).backward()
+        if step:
+            yield [p.grad.clone() for p in trained(model)]
+        optimizer.step()
+
+
+def is_waiting(model):
+    """Whether a backward pass has left the gradients for a later one."""
+    return not any(p.grad.abs().gt(1e-30).any() for p in trained(model))
+
+
+def test_loop_inside_of_the_windows_of_another_model_has_gradients(make, ids, set_sync):
+    """As of a critic next to a policy under accelerate, whose state is that of the process."""
+    set_sync(True)
+    expected = [*gradients_of_a_loop(make().double(), ids, 6)]
+    model = make().double()
+    with pytest.warns(QpeftWarning, match="next to a model that accumulates") as warned:
+        found = [*gradients_of_a_loop(model, ids, 6, lambda step: set_sync(step % 2))]
+    assert sum(each.category is QpeftWarning for each in warned) == 1
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("is_fp16", [False, True])
+def test_window_whose_last_micro_batch_has_no_backward_pass_is_named(
+    make, ids, set_sync, monkeypatch, is_fp16
+):
+    """As where a loop leaves out a loss that is NaN: clipping at the end sees nothing."""
+    monkeypatch.setitem(
+        AcceleratorState._shared_state, "_mixed_precision", "fp16" if is_fp16 else "no"
+    )
+    model = make().double()
+    expected = make().double()
+    optimizer = torch.optim.SGD(trained(model), lr=0.1)
+    set_sync(False)
+    loss(model, ids).backward()
+    set_sync(True)
+    loss(expected, ids).backward()
+    words = "made without them" if is_fp16 else "became complete only in this step"
+    with pytest.warns(QpeftWarning, match=f"last micro-batch of a window .*: .*{words}"):
+        optimizer.step()
+    for mine, other in zip(trained(model), trained(expected), strict=True):
+        torch.testing.assert_close(mine.grad, 0 * other.grad if is_fp16 else other.grad)
+
+    optimizer.zero_grad()  # the next window cannot lose anything
+    set_sync(False)
+    loss(model, ids).backward()
+    assert not is_waiting(model)
+
+
 def test_loop_after_a_window_that_was_left_has_gradients(make, ids, set_sync):
     """As of an interrupted Trainer, which leaves accelerate's state for the whole process."""
-
-    def gradients_of_a_loop(model):
-        optimizer = torch.optim.SGD(trained(model), lr=0.1)
-        for step in range(3):
-            optimizer.zero_grad()
-            loss(model, ids).backward()
-            if step:
-                yield [p.grad.clone() for p in trained(model)]
-            optimizer.step()
-
     set_sync(True)
-    expected = [*gradients_of_a_loop(make().double())]
+    expected = [*gradients_of_a_loop(make().double(), ids)]
     set_sync(False)
     with pytest.warns(QpeftWarning, match="a Trainer that was interrupted") as warned:
-        found = [*gradients_of_a_loop(make().double())]
+        found = [*gradients_of_a_loop(make().double(), ids)]
     assert sum(each.category is QpeftWarning for each in warned) == 1
     torch.testing.assert_close(found, expected)
     set_sync(True)
     loss(make(), ids).backward()
     set_sync(False)  # a window of another Trainer defers again
     loss(waiting := make(), ids).backward()
-    assert not any(p.grad.abs().gt(1e-30).any() for p in trained(waiting))
+    assert is_waiting(waiting)
 
 
 @pytest.mark.parametrize("frozen", [(1,), (2,), (1, 2), (0, 2)])

@@ -9,17 +9,24 @@ import copy
 import pytest
 import torch
 from families import FAMILIES
+from tiny_models import gpt2
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from variants import VARIANTS, Variant, move, trained
 
 import qpeft
+from qpeft.core.binding import Binding
 from qpeft.core.generator_holder import holder_of
-from qpeft.errors import ConfigError
+from qpeft.errors import CheckpointError, ConfigError, QpeftWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 METHODS = ["qpa", "quantum_peft", "sora", "quic, 1", "attached to lora"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# the first variant of each method, and one with indices of its own
+FIRST = [*{name.partition(",")[0]: name for name in reversed(VARIANTS)}.values(), "givens"]
+AVERAGED = VARIANTS | {"givens": Variant("qaa", qpeft.QAAConfig, {"feature_source": "givens"})}
 
 
 @pytest.fixture(params=METHODS)
@@ -112,9 +119,95 @@ def test_a2_averages_are_evaluated_while_they_are_swapped_in(
     assert torch.equal(adapters.logits(model, batch), live)
 
 
-# the first variant of each method, and one with indices of its own
-FIRST = [*{name.partition(",")[0]: name for name in reversed(VARIANTS)}.values(), "givens"]
-AVERAGED = VARIANTS | {"givens": Variant("qaa", qpeft.QAAConfig, {"feature_source": "givens"})}
+def test_a2_average_that_is_written_into_its_state_dict_can_be_saved(
+    make, llama, batch, adapters, tmp_path
+):
+    """As ModelEmaV2 of timm does, also with the bytes of a fingerprint."""
+    model = make()
+    average = copy.deepcopy(model)
+    adapters.train(model, batch, steps=1, lr=1e-2)
+    with torch.no_grad():
+        for mean, new in zip(
+            average.state_dict().values(), model.state_dict().values(), strict=True
+        ):
+            mean.copy_(0.9 * mean + 0.1 * new)
+    qpeft.save(average, tmp_path)
+    saved = qpeft.load(copy.deepcopy(llama).to(DEVICE), tmp_path)
+
+    found = adapters.logits(saved, batch)
+    # the base's weights are averaged too, and rounded
+    torch.testing.assert_close(found, adapters.logits(average, batch), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found, adapters.logits(make(), batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("has_buffers", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name not in FIRST)) for name in VARIANTS],
+)
+def test_adapter_saved_with_the_parameters_and_buffers_that_others_take_is_whole(
+    llama, batch, adapters, name, has_buffers, tmp_path
+):
+    """FastChat and LLaVA save what is trained of a LoRA; OpenRLHF everything, with all buffers."""
+    model = move(VARIANTS[name].adapt(copy.deepcopy(llama))).to(DEVICE).eval()
+    state = {key: p.detach().cpu() for key, p in model.named_parameters() if p.requires_grad}
+    if has_buffers:
+        state = dict(model.named_parameters()) | dict(model.named_buffers())
+    model.save_pretrained(str(tmp_path), state_dict=state)
+    saved = qpeft.load(copy.deepcopy(llama).to(DEVICE), tmp_path)
+    torch.testing.assert_close(adapters.logits(saved, batch), adapters.logits(model, batch))
+
+
+def test_state_of_an_adapter_alone_has_trained_biases_and_resized_rows_of_the_model(
+    ids, adapters, tmp_path
+):
+    base = gpt2()
+    other = copy.deepcopy(base)
+    for each in (base, other):  # the rows are drawn
+        each.resize_token_embeddings(each.config.vocab_size + 2, mean_resizing=False)
+    model = move(VARIANTS["qpa"].adapt(base, bias="all"))
+    state = {key: p for key, p in model.named_parameters() if "qpeft" in key or "lora_" in key}
+    model.requires_grad_(False)
+    model.save_pretrained(str(tmp_path), state_dict=state)
+    saved = qpeft.load(other, tmp_path)
+    assert torch.equal(adapters.logits(saved, ids), adapters.logits(model, ids))
+
+
+def test_all_buffers_of_an_average_are_those_of_its_adapter(llama, batch, adapters, tmp_path):
+    model = move(VARIANTS["qpa"].adapt(copy.deepcopy(llama))).to(DEVICE).eval()
+    for buffer in (b for name, b in model.named_buffers() if name.endswith("fingerprint")):
+        buffer.sub_(1)  # as the mean of integers is cut off
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    model.save_pretrained(str(tmp_path), state_dict=state)
+    saved = qpeft.load(copy.deepcopy(llama).to(DEVICE), tmp_path)
+    assert torch.equal(adapters.logits(saved, batch), adapters.logits(model, batch))
+
+
+def test_checkpoint_of_another_seed_is_refused_when_it_is_read_in_place(llama, adapters):
+    """As torch.distributed.checkpoint reads one."""
+    saved = adapters.qpa(copy.deepcopy(llama), seed=1).state_dict()
+    other = adapters.qpa(copy.deepcopy(llama))
+    state = other.state_dict()
+    for name, tensor in state.items():
+        tensor.copy_(saved[name])
+    with pytest.raises(CheckpointError, match="other initial values or settings"):
+        other.load_state_dict(state)
+
+
+def test_state_dict_of_the_trained_parameters_of_an_adapter_without_other_values(llama):
+    model = VARIANTS["sora"].adapt(llama)
+    state = {key: p.detach() + 1 for key, p in model.named_parameters() if p.requires_grad}
+    model.load_state_dict(state, strict=False)
+    assert all(torch.equal(p, state[key]) for key, p in model.named_parameters() if key in state)
+
+
+@pytest.mark.parametrize("name", ["qpa", "qaa", "attached to lora"])
+def test_state_dict_without_what_tells_the_initial_values_is_named(llama, name):
+    """A checkpoint of the trained parameters alone, as loops and frameworks keep one."""
+    model = VARIANTS[name].adapt(llama)
+    state = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    with pytest.warns(QpeftWarning, match="without their fingerprint"):
+        model.load_state_dict(state, strict=False)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +338,35 @@ def test_write_into_a_buffer_of_a_generator_is_seen(make, batch):
         assert not torch.equal(model(**batch).logits, before)
 
 
+@pytest.mark.parametrize("is_on_cpu", [True, False])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_hooks_of_parameters_see_whole_gradients_or_none(
+    make, batch, use_reentrant, is_on_cpu, monkeypatch
+):
+    """As of an optimizer in the backward pass; reentrant checkpointing has a gradient per segment."""
+    if not is_on_cpu:  # the layers keep their tensors after a forward pass
+        monkeypatch.setattr(Binding, "is_on_cpu", False)
+    model = make().train()
+    expected = make()
+    expected(**batch).loss.backward()
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    found = {}
+    for parameter in trained(model):
+        parameter.register_post_accumulate_grad_hook(
+            lambda p: found.update({id(p): p.grad.clone()})
+        )
+    loss = model(**batch).loss
+    # QuIC's are parameters of its layers
+    if use_reentrant and holder_of(model) is not None:
+        with pytest.raises(RuntimeError, match="partial gradient for each segment"):
+            loss.backward()
+        return
+    loss.backward()
+    for mine, other in zip(trained(model), trained(expected), strict=True):
+        torch.testing.assert_close(found[id(mine)], other.grad, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpoint_around_the_whole_model_gives_the_same_gradients(make, batch, use_reentrant):
     """The evaluation is not a part of what the checkpoint computes again."""
@@ -288,6 +410,15 @@ def test_write_into_a_generated_tensor_is_refused(make, batch, adapters, write):
         WRITES[write](slot.owner, slot.name)
         model(**batch)
     assert torch.equal(adapters.logits(model, batch), before)
+
+
+@pytest.mark.parametrize("make", [*METHODS[:3], "attached to lora"], indirect=True)
+def test_hook_of_a_generated_tensor_is_refused(make):
+    """Only the tensor of the next forward pass would have it."""
+    layer = next(m for m in make().modules() if "default" in getattr(m, "lora_A", {}))
+    for register in ("register_hook", "register_post_accumulate_grad_hook"):
+        with pytest.raises(ConfigError, match="a hook of a tensor"):
+            getattr(layer.lora_A["default"].weight, register)(lambda gradient: 0 * gradient)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -36,6 +36,7 @@ accelerator a comparison of parameters would wait for all queued work.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,9 +47,10 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.state import GradientState
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import (
     Optimizer,
@@ -59,7 +61,7 @@ from torch.utils._pytree import tree_map_only
 
 from qpeft.circuits.numerics import refuse_second_derivative, refuse_transforms
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
-from qpeft.core.slots import Slot, refuse_write
+from qpeft.core.slots import Slot, refuse_hook, refuse_write
 from qpeft.errors import QpeftWarning, TrainingError
 
 if TYPE_CHECKING:
@@ -121,6 +123,8 @@ class Gradients:
     averages: bool = False  # over all processes, because FSDP2 shards the rest of the model
     watched: Sequence[int] = ()  # the sizes of the slots, while `reached` is recorded
     reached: Tensor | None = None  # (slots,), bool: which had a gradient other than 0
+    # whether a backward pass may wait for the next one: the optimizer never stepped in between
+    may_wait: bool = True
 
     def watch(self, gradient: Tensor) -> None:
         """Record which slots the gradient (P,) reaches, without waiting for an accelerator."""
@@ -389,6 +393,18 @@ class Binding:
             self._forget_cleared()
             return self._gradients.deferred is not None
 
+    def stop_waiting(self) -> bool:
+        """Called before a step of the optimizer. Whether gradients wait although it steps; later
+        ones do not.
+        """
+        is_early = self.is_deferred
+        if is_early:
+            self._gradients.may_wait = False
+            if _is_scaled():
+                self._gradients.deferred = None
+                _unmark(self.generator.parameters())
+        return is_early
+
     def flush(self) -> None:
         """Run the backward pass of the generator for deferred gradients."""
         with _lock:
@@ -434,6 +450,7 @@ class Binding:
         for tensor in tensors:
             if tensor.requires_grad:
                 tensor.__deepcopy__ = _no_copy  # type: ignore[method-assign]
+                tensor.register_hook = refuse_hook  # type: ignore[method-assign]
         return tensors
 
     def __getstate__(self) -> dict[str, Any]:
@@ -502,6 +519,8 @@ class StandIn(Tensor):
             return super().__torch_function__(func, types, args, kwargs)
         if func == Tensor.data.__set__:  # type: ignore[attr-defined]
             refuse_write()
+        if func in (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook):
+            refuse_hook()
         if func == Tensor.data.__get__:  # type: ignore[attr-defined]
             func = Tensor.detach  # unlike `data`, it records a write
         args, kwargs = tree_map_only(cls, lambda stand_in: stand_in.read(), (args, kwargs or {}))
@@ -537,8 +556,16 @@ class _Boundary(torch.autograd.Function):
                 gradients.flush(ctx.parameters, lambda: ctx.flat)
             if not any(trained):
                 return (None,) * (2 + len(ctx.parameters))
+            if any(map(_has_hooks, ctx.parameters)) and _is_nested():
+                raise RuntimeError(
+                    "reentrant activation checkpointing gives the generator a partial gradient for"
+                    " each segment, which hooks of its parameters, such as an optimizer in the"
+                    " backward pass, take for the whole; use"
+                    " activation_checkpointing_kwargs={'use_reentrant': False}"
+                )
             deferred = gradients.deferred
-            if _awaits_more() and not any(map(_has_hooks, ctx.parameters)):  # they want gradients
+            may_wait = gradients.may_wait and _awaits_more()
+            if may_wait and not any(map(_has_hooks, ctx.parameters)):  # they want gradients
                 gradients.deferred = gradient + (0 if deferred is None else deferred)
                 gradients.trained = trained
                 return (None, None, *map(_mark, ctx.parameters))
@@ -588,6 +615,21 @@ def _awaits_more() -> bool:
     is_last = GradientState._shared_state.get("sync_gradients", True)
     _was_left = _was_left and not is_last
     return not (is_last or _was_left)
+
+
+def _is_scaled() -> bool:
+    """Whether accelerate scales losses; at an optimizer step the gradients have been unscaled."""
+    return AcceleratorState._shared_state.get("_mixed_precision") == "fp16"
+
+
+def _is_nested() -> bool:
+    """Whether the backward pass runs inside that of another node, as in reentrant checkpointing."""
+    n_nodes = 0
+    frame = inspect.currentframe()
+    while frame is not None:
+        n_nodes += frame.f_code is BackwardCFunction.apply.__code__
+        frame = frame.f_back
+    return n_nodes > 1
 
 
 def _trained(parameters: Iterable[Tensor]) -> list[bool]:
@@ -710,21 +752,29 @@ def _on_trained(method: Callable[[Binding], None], optimizer: Optimizer, *_: Any
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
     """Add deferred gradients: the step is made while accelerate says that more would follow."""
     global _was_left
-    if _awaits_more() and any(
-        binding.is_deferred
-        for binding in _live_of(p for group in optimizer.param_groups for p in group["params"])
-    ):
-        _was_left = True
+    own = _live_of(p for group in optimizer.param_groups for p in group["params"])
+    is_early = [binding.stop_waiting() for binding in own]
+    if any(is_early):
+        _was_left = _awaits_more()
+        reason = (
+            "the optimizer steps while gradients of a generator wait for another micro-batch, as"
+            " after a Trainer that was interrupted, next to a model that accumulates, or where the"
+            " last micro-batch of a window has no backward pass"
+        )
+        consequence = (
+            "with fp16 they are scaled, so this step is made without them"
+            if _is_scaled()
+            else "they became complete only in this step, so clipping before it did not see them"
+        )
         warnings.warn(
             QpeftWarning(
-                "accelerate says that more micro-batches follow, as after a Trainer that was"
-                " interrupted, but the optimizer steps: gradients of generators became complete only"
-                " in this step, so clipping before it did not see them. The next ones are complete"
-                " after each backward pass"
+                f"{reason}: {consequence}. The next ones are complete after each backward pass, so a"
+                " generator, and a device that runs its circuits, works once for each micro-batch"
             ),
             stacklevel=2,
         )
-    _on_trained(_complete, optimizer)
+    for binding in own:
+        _complete(binding)
 
 
 def _complete(binding: Binding) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft.tuners.tuners_utils import (
     BaseTuner,
     _filter_state_dict_by_key_prefixes,
@@ -15,7 +16,7 @@ from peft.tuners.tuners_utils import (
 
 from qpeft.core.checkpoint import check_loaded, check_tensors
 from qpeft.core.embeddings import resized_embeddings
-from qpeft.core.generator import State
+from qpeft.core.generator import FullPrecision, State
 from qpeft.core.generator_holder import CONTAINER, holder_of
 
 
@@ -26,7 +27,9 @@ def other_tensors(model: Any, adapter_name: str, stock: Any, state: State) -> St
     state = {key: value for key, value in state.items() if f"{CONTAINER}." not in key}
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name)
     others = _filter_state_dict_by_key_prefixes(state, prefixes)
-    others |= BaseTuner._get_learnable_bias_state_dict(model, state, stock)
+    # a state of the adapter alone has no trained biases of the base
+    with_biases = {name: p.detach() for name, p in model.named_parameters()} | state
+    others |= BaseTuner._get_learnable_bias_state_dict(model, with_biases, stock)
     # VeRA's layers share their projections: the first key of each place in memory
     first_keys = {
         (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape): key
@@ -113,10 +116,25 @@ def complete_state(model: Any, adapter_name: str, state: State) -> State:
     """`state` with all tensors of the adapter, by their names in `model`.
 
     PEFT leaves out those with a part of their names that is the name of another adapter, such as
-    "mlp" or "c".
+    "mlp" or "c". Other trainers give the parameters alone, or all buffers as well.
     """
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name)
-    parameters = dict(model.named_parameters())
-    if _filter_state_dict_by_key_prefixes(parameters, prefixes).keys() <= state.keys():
-        return state  # a state dict of a sharded model would need all processes
-    return _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes) | state
+    if (holder := holder_of(model)) is not None:  # in a prompt encoder PEFT looks for none
+        prefixes.add(f"{holder.prefix}{adapter_name}")
+    own = _filter_state_dict_by_key_prefixes(dict(model.named_parameters()), prefixes)
+    if not own.keys() <= state.keys():
+        return _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes) | state
+    # `model.state_dict()` would need all processes of a sharded model
+    saved, others = {}, set()
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(path, recurse=False):
+            if name.rpartition(".")[2] in module._non_persistent_buffers_set:
+                others.add(name)
+            elif isinstance(module, FullPrecision) and name.endswith("fingerprint"):
+                saved[name] = module._identity.clone()
+                if name in state and torch.equal(state[name].cpu(), buffer.cpu()):
+                    others.add(name)  # averages of models change the buffer
+            else:
+                saved[name] = buffer
+    saved = _filter_state_dict_by_key_prefixes(saved, prefixes)
+    return saved | {name: tensor for name, tensor in state.items() if name not in others}

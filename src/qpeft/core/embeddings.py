@@ -72,10 +72,12 @@ def without_adapters(module: Any) -> nn.Module:
 
 
 def resized_embeddings(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The resized parameters in `state`, the state dict of the PeftModel; tied ones once."""
+    """The resized parameters, tied ones once: those in `state`, the state dict of the PeftModel, or
+    of the model where it has only what is trained.
+    """
     wanted = {id(parameter) for parameter in resized(model.get_base_model()).parameters}
-    names = [name for name, parameter in model.named_parameters() if id(parameter) in wanted]
-    return {name: state[name] for name in names}
+    present = [(name, p) for name, p in model.named_parameters() if id(p) in wanted]
+    return {name: state.get(name, parameter.detach()) for name, parameter in present}
 
 
 def stock_embeddings(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

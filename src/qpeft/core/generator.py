@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from qpeft.backends import CircuitRun, Jobs
 from qpeft.core.exact_rank import Ranks, without_zero_ranks
-from qpeft.errors import CheckpointError
+from qpeft.errors import CheckpointError, QpeftWarning
 
 if TYPE_CHECKING:
     from qpeft.circuits import Ansatz
@@ -67,11 +68,16 @@ class FullPrecision(nn.Module):
         if name == "fingerprint" and tensor is not None:
             self._identity = tensor.clone()
 
+    @property
+    def _draws(self) -> bool:
+        """Whether values are in the fingerprint alone, such as those that are drawn."""
+        return "fingerprint" in self._buffers and any(b.is_floating_point() for b in self.buffers())
+
     def _save_to_state_dict(self, destination: State, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[arg-type]
         key = f"{prefix}fingerprint"
-        if key in destination:  # averages of models change the buffer
-            destination[key] = self._identity.to(destination[key].device)
+        if key in destination:  # averages of models change the buffer, or write into a state dict
+            destination[key] = self._identity.to(destination[key].device, copy=True)
 
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state: State, prefix: str, *args: Any
@@ -83,7 +89,15 @@ class FullPrecision(nn.Module):
                     f"this state dict has other initial values or settings than {prefix[:-1]}, such"
                     " as another seed; make the adapter with the settings of the saved one"
                 )
-            state[key] = self._identity.to(state[key].device)
+            state[key] = self._identity.to(state[key].device, copy=True)
+        elif self._draws and any(name.startswith(prefix) for name in state):
+            warnings.warn(
+                "this state dict has parameters of an adapter without their fingerprint, such as only"
+                " what is trained: it is right in the model that it comes from, or one with the same"
+                " initial values; in another one it is wrong, which cannot be seen",
+                QpeftWarning,
+                stacklevel=2,
+            )
         super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
 
 

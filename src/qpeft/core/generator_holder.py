@@ -366,10 +366,10 @@ class GeneratorHolder(nn.ModuleDict):
             if isinstance(module, TransposedFactor) and module.source[1] == adapter_name:
                 path_of_source = paths[id(module.source[0])][0]
                 state[f"{path}.weight"] = state[f"{path_of_source}.{adapter_name}"].t()
-        with described_by(model, adapter_name, self.configs[adapter_name].to_stock()):
-            stock = get_peft_model_state_dict(
-                model, state, adapter_name=adapter_name, save_embedding_layers=False
-            )
+        as_stock = described_by(model, adapter_name, self.configs[adapter_name].to_stock())
+        stock = get_peft_model_state_dict(
+            as_stock, state, adapter_name=adapter_name, save_embedding_layers=False
+        )
         return {key: value for key, value in stock.items() if value.numel()}
 
 
@@ -393,17 +393,25 @@ def holder_in(owner: Any) -> GeneratorHolder | None:
     return next((module for module in modules if isinstance(module, GeneratorHolder)), None)
 
 
-@contextmanager
-def described_by(model: Any, adapter_name: str, config: Any) -> Iterator[None]:
-    """Within: the PeftModel has one adapter, with this config; PEFT saves and loads by the type in
-    the config.
+def described_by(model: Any, adapter_name: str, config: Any) -> Any:
+    """The PeftModel as a model with one adapter, with this config: PEFT saves and loads by the type
+    in the config.
+
+    It has the same modules and tensors. `model` is not changed, as other threads may call it.
     """
-    configs = model.peft_config
-    model.peft_config = {adapter_name: config}
-    try:
-        yield
-    finally:
-        model.peft_config = configs
+    described = _same_modules(model)
+    if not model._is_prompt_learning:
+        tuner = _same_modules(model.base_model)
+        described._modules = {**model._modules, "base_model": tuner}
+    described.peft_config = {adapter_name: config}
+    return described
+
+
+def _same_modules(module: nn.Module) -> Any:
+    """A shallow copy; `copy.copy` would ask how the module is pickled."""
+    copied = object.__new__(type(module))
+    vars(copied).update(vars(module))
+    return copied
 
 
 def count_trainable(model: Any) -> int:

@@ -64,6 +64,15 @@ def refuse_write() -> None:
     )
 
 
+def refuse_hook(*_: Any, **__: Any) -> Any:
+    """Raise ConfigError: the next forward pass makes another tensor, without the hook."""
+    raise ConfigError(
+        "a hook of a tensor that the adapter's generator computes, such as lora_B.weight, would run"
+        " until the next forward pass alone; register it with the parameters of"
+        " model.base_model.generators"
+    )
+
+
 def lora_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
     """The trainable tensors of a LoRA that was just injected into `model`, in PEFT's order."""
     slots = find_slots(model, adapter_name, LoraLayer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -311,21 +311,18 @@ class AttachedModel(Attached, PeftModel if TYPE_CHECKING else object):
         return generators
 
     def get_base_model(self) -> Any:
-        """The base model; PEFT finds it by the config, which is the generator's while an adapter is
-        saved.
-        """
+        """The base model. PEFT finds it by the config, which is the generator's in a save."""
         return self.base_model.model if isinstance(self.base_model, BaseTuner) else self.base_model
 
-    def _compact(self) -> AbstractContextManager[None]:
-        """Within: PEFT saves and loads the generator."""
+    def _compact(self) -> AttachedModel:
+        """This model as one of which PEFT saves and loads the generator."""
         ((name, config),) = self.generators.configs.items()
         return described_by(self, name, config)
 
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; the folder contains the generator, for `qpeft.load`."""
         kwargs.setdefault("save_embedding_layers", False)
-        with self._compact():
-            super().save_pretrained(save_directory, *args, **kwargs)
+        super(AttachedModel, self._compact()).save_pretrained(save_directory, *args, **kwargs)
 
     def load_adapter(
         self, model_id: Any, adapter_name: str, is_trainable: bool = False, *_: Any, **kwargs: Any
@@ -355,10 +352,12 @@ class AttachedModel(Attached, PeftModel if TYPE_CHECKING else object):
                 " or its adapter_config.json was edited"
             )
         check_base(saved, live.base_digest, name_of(self.get_base_model()))
-        with self._compact():
-            return super().load_adapter(
-                folder, adapter_name, is_trainable, autocast_adapter_dtype=False
-            )
+        loaded = super(AttachedModel, self._compact()).load_adapter(
+            folder, adapter_name, is_trainable, autocast_adapter_dtype=False
+        )
+        if not is_trainable:
+            self.eval()  # PEFT does it with the described model
+        return loaded
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         with self.generators.detached():  # as in `AttachedHost`
