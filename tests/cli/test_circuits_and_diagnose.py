@@ -35,6 +35,11 @@ def test_draw_lists_the_trained_angles_of_an_adapter(qpeft_cli, answer, adapter_
     np.testing.assert_allclose(np.array(rows, dtype=float), angles.numpy(), atol=5e-5)
 
 
+def test_note_says_of_how_many_circuits_the_first_is_shown(qpeft_cli, save_adapter):
+    shown = qpeft_cli(f"circuits draw --adapter {save_adapter(n_generators=2)}", code=0)
+    assert "the adapter has 2 circuits; this is the first one" in " ".join(shown.stderr.split())
+
+
 def test_counts_of_the_default_circuit(answer):
     """QPA's default circuit: 8 layers of 7 rotations and 6 CNOTs."""
     answered = answer("circuits count")

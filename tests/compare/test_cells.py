@@ -86,6 +86,19 @@ def planned(study, tmp_path):
     return make
 
 
+def test_cost_of_a_study_with_few_examples_is_that_of_all(study, tmp_path, monkeypatch):
+    plan = make_plan(study(**{"run.batch_size": 15}), tmp_path / "out")
+    measured = []
+    monkeypatch.setattr(
+        cell_module, "measure_cost", lambda batches, **_: measured.extend(batches) or {}
+    )
+    cell = plan.cost_cells({})[-1]
+    cell_module._cost(cell)
+    sizes = [len(batch["input_ids"]) for batch in measured]
+    assert 1 < len(sizes) < 8
+    assert sum(sizes) == len(read_data(settings_of(cell)).train)
+
+
 def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     assert not (tmp_path / "out" / "study.json").exists()

@@ -146,6 +146,18 @@ def test_labels_in_a_file_of_metadata_are_read(tmp_path, is_deep):
     gc.collect()  # the files, before another test
 
 
+@pytest.mark.filterwarnings("ignore")  # `datasets` leaves the files open
+def test_configuration_of_a_folder_is_read_alone(tmp_path):
+    """As the card of the folder names them."""
+    for name, classes in {"pets": ("cat", "dog"), "farm": ("cow", "pig")}.items():
+        folder_of(tmp_path / name, classes)
+    configs = [f"- config_name: {name}\n  data_files: {name}/**\n" for name in ("pets", "farm")]
+    (tmp_path / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+    images = load_images(f"{tmp_path}:farm", "train", "label")
+    assert [name for _, name in images] == ["cow"] * 3 + ["pig"] * 3
+    gc.collect()  # the files, before another test
+
+
 def test_slice_of_a_folder_has_no_note_on_the_others(tmp_path):
     folder_of(tmp_path, ("cat", "dog", "__MACOSX/x"))
     assert len(load_images(f"{tmp_path}::train[:4]", "train", "label")) == 4

@@ -273,6 +273,21 @@ def test_answer_ends_before_the_mark_of_the_chat_template(embedded, monkeypatch)
     assert cut == free[: free.index(mark)]
 
 
+def test_generation_stops_at_a_mark_that_is_one_special_token(embedded, monkeypatch):
+    """Which no text shows, so that what follows it would be taken for the answer."""
+    base, tokenizer = copy.deepcopy(embedded)
+    (free,) = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(6))
+    n_prompt = len(tokenizer(PROMPTS[0])["input_ids"])
+    third = tokenizer(PROMPTS[0] + free)["input_ids"][n_prompt + 2]
+    mark = tokenizer.convert_ids_to_tokens(third)
+    tokenizer.add_special_tokens({"additional_special_tokens": [mark]})
+    monkeypatch.setattr(texts_module, "mark_after_answer", lambda _: mark)
+    (cut,) = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(6), have_template=True)
+
+    assert free.startswith(cut)
+    assert 0 < len(cut) < len(free)
+
+
 SETTINGS = {"num_beams": 4, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "max_time": 0.0}
 
 
