@@ -138,6 +138,7 @@ FORESTS = [
     Forest("epochs", "the circuits are", row="minus {}", column=AT_MOST),
     Forest("angles", "trained angles are", row="learning rate of the angles times {}"),
     Forest("twins", "the first is", column=AT_MOST),
+    Forest("circuits", "the circuits are", row="learning rate {}"),
     Forest("sentence_pairs", "the first is"),
     Forest("head_pairs", "the first is"),
     Forest("upper_pairs", "the first is"),

@@ -218,6 +218,8 @@ TABLES = {
     "powers": Table(suggest_tables.powers, ["equal-search", "rates"]),
     "stored": Table(stored, [FINAL]),
     "signal": Table(smollm2_tables.signal, [SMOLLM2]),
+    "circuits": Table(smollm2_tables.circuits, [SMOLLM2]),
+    "circuit_losses": Table(smollm2_tables.circuit_losses, [SMOLLM2]),
     "sentences": Table(smollm2_tables.sentences, [SMOLLM2]),
     "sentence_pairs": Table(smollm2_tables.sentence_pairs, [SMOLLM2]),
     "heads": Table(lambda: smollm2_tables.adapters(stage_4()), [SMOLLM2]),

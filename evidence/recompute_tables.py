@@ -521,6 +521,28 @@ def signal() -> Iterator[str]:
         yield f"{setup.rows['lora_r8'][0]['lr']:g}"
 
 
+def stage_1() -> tuple[Setup, float]:
+    """The runs, and what LoRA r=8 gains on their text."""
+    signal = setups("smollm2")["signal-e2e"]
+    return setups("smollm2")["circuit-e2e"], signal.mean("none") - signal.mean("lora_r8")
+
+
+def circuits() -> Iterator[str]:
+    pairs = [(f"framed_{n}", f"{twin}_{n}") for n in range(1, 5) for twin in ("signs", "lie")]
+    setup, unit = stage_1()
+    yield from by_seed(setup, pairs, unit)
+
+
+def circuit_losses() -> Iterator[str]:
+    setup, unit = stage_1()
+    for key in sorted(setup.rows.keys() - {"none"}, key=setup.mean):
+        yield f"{setup.rows[key][0]['params_trainable']:,}"
+        yield f"{setup.mean(key):.3f}"
+        yield f"{100 * (setup.mean('none') - setup.mean(key)) / unit:.1f} %"
+        if not key.startswith("lie"):
+            yield f"{setup.mean(key, 'angles_moved'):.2f}"
+
+
 def sentences() -> Iterator[str]:
     setup = setups("smollm2")["sst2"]
     head = setup.mean("head")
@@ -638,6 +660,8 @@ TABLES = {
     "signal": signal,
     "sentences": sentences,
     "sentence_pairs": sentence_pairs,
+    "circuits": circuits,
+    "circuit_losses": circuit_losses,
     "heads": lambda: heads(stage_4()),
     "head_pairs": lambda: head_pairs(stage_4(), HEAD_PAIRS),
     "upper": lambda: heads(stage_8()),

@@ -37,6 +37,8 @@ HEADS = [
     *(Pair("qpa", other) for other in ("lora_r4", "lora_r2", "uni", "qpa_frozen", "qpa_random")),
     *(Pair(ours, "qpa") for ours in ("qpa_paper", "qpa_10", "qpa_50")),
 ]
+RATES = (1, 2, 3, 4)  # the ends of the keys of stage 1
+TWINS = {"signs": "framed signs", "lie": "framed Lie rotations"}
 UPPER = [
     Pair("pauli", "signs"),
     *(Pair("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic", "lora_r5")),
@@ -59,6 +61,45 @@ def signal() -> str:
         gained = f"{untrained - adapted:.2f}"
         rows.append([label, f"{untrained:.3f}", f"{adapted:.3f}", gained, f"{rate:g}"])
     header = ["text", "no adapter", "LoRA r=8", "gain, nats a token", "its learning rate"]
+    return table(header, rows, numbers=4)
+
+
+def circuits() -> Grid:
+    """Stage 1: framed circuits minus their twins at each learning rate, in per cent of what LoRA
+    r=8 gains on the same text.
+    """
+    summary = stage_1()
+    per_cent = 100 / gain(summaries_of(SMOLLM2)["signal-e2e"])
+    rows = []
+    for end in RATES:
+        ours = summary[f"framed_{end}"]
+        compared = (over_seeds(ours, summary[f"{twin}_{end}"]) for twin in TWINS)
+        rows.append(Line(f"{ours.lr:g}", [Cell(each.times(per_cent)) for each in compared]))
+    return Grid(["learning rate", *(f"minus {label}" for label in TWINS.values())], rows, MARGIN)
+
+
+def circuit_losses() -> str:
+    """Stage 1: the loss of each adapter at each learning rate, its share of LoRA's gain, and how
+    far its angles moved.
+    """
+    summary = stage_1()
+    unit = gain(summaries_of(SMOLLM2)["signal-e2e"])
+    rows = []
+    for result in sorted(summary.results, key=test_loss):
+        if result.key == "none":
+            continue
+        share = 100 * (test_loss(summary["none"]) - test_loss(result)) / unit
+        moved = result.mean("angles_moved")  # Lie rotations have no angles of gates
+        rows.append(
+            [
+                str(result.label),
+                f"{result.method.trainable:,}",
+                f"{test_loss(result):.3f}",
+                f"{share:.1f} %",
+                "" if moved is None else f"{moved:.2f}",
+            ]
+        )
+    header = ["adapter", "parameters", "loss", "of LoRA's gain", "angles moved, radians"]
     return table(header, rows, numbers=4)
 
 
@@ -122,6 +163,11 @@ def pairs_of(summary: Summary, pairs: Sequence[Pair]) -> Grid:
     """Comparisons of a study, in per cent of what its reference, a LoRA, gains."""
     header = ["loss of", "difference, per cent of LoRA's gain"]
     return Grid(header, differences(summary, pairs, gain(summary)), MARGIN)
+
+
+def stage_1() -> Summary:
+    """Framed circuits and their twins on all linear maps of SmolLM2, at four learning rates."""
+    return summaries_of(SMOLLM2)["circuit-e2e"]
 
 
 def stage_4() -> Summary:

@@ -3,9 +3,9 @@
     python evidence/suggest_evidence.py
     python evidence/suggest_evidence.py STUDY.yaml BASE [--rates]     # a study on a base that no search knows
 
-The results are those of `equal-search` and `equal-search-final`. A design is a family at a budget
-that has an adapter in every setup, with the configuration that is the best on average over the
-searches.
+The results are those of `equal-search` and `equal-search-final`, and for large bases those of stage 1
+of the protocol on SmolLM2. A design is a family at a budget that has an adapter in every setup, with
+the configuration that is the best on average over the searches.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ STUDY = ROOT / "evidence" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
 RATED = {"qpa": "QPA", "uni": "Uni-LoRA", "lora": "LoRA"}  # their learning rates must travel
+LARGE_BUDGET = 500  # of stage 1 on SmolLM2, whose adapters are those of
+LARGE_PLACE = 400  # on the small bases
 NEXT_HIGHER = 0.05  # the part that counts of what the next higher learning rate loses
 QUANTITIES = {  # of each base, which the best learning rate may depend on; norms: means over maps
     "width": {"embedded": 128, "stories260K": 64, "bytes1m": 128, "llama10m": 256},
@@ -123,8 +125,47 @@ def evidence() -> dict[str, Any]:
             "reference": "LoRA within 5,000 parameters",
             "designs": [of_library(design) for design in designs().values()],
             "lost": lost_by_budget,
+            "large": on_large_bases(),
+            "large_reference": "LoRA r=8",
         }
     )
+
+
+def on_large_bases() -> dict[str, dict[str, Any]]:
+    """By the label of a design, the adapter of its family that stage 1 of the protocol on SmolLM2
+    measured at four learning rates.
+
+    The result is that of the learning rate that the rule for all bases chooses by validation losses,
+    averaged over the seeds.
+    """
+    stage_1, signal = (summaries_of("smollm2")[setup] for setup in ("circuit-e2e", "signal-e2e"))
+    untrained, reference = (mean_loss(signal[name]) for name in ("none", "lora_r8"))
+    found = {}
+    for key, design in designs().items():
+        family = key.partition("_")[0]
+        runs = [result for result in stage_1.results if result.key.startswith(f"{family}_")]
+        if not runs or budget_of(key) != LARGE_PLACE:
+            continue
+        by_rate = {run.lr: run for run in runs if run.lr}
+        validation = {rate: validation_loss(run) for rate, run in by_rate.items()}
+        base = Path(stage_1.study.run.model).name
+        searched = Tuning(base, validation_loss(stage_1["none"]), 1.0, {**validation})
+        rate = safe_learning_rate([searched])
+        assert by_rate[rate].method.settings == {**design["settings"], design["vary"]: 1}
+        found[design["label"]] = design | {
+            "label": design["label"].replace(f"{LARGE_PLACE}", f"{LARGE_BUDGET}"),
+            "budget": LARGE_BUDGET,
+            "learning_rates": {"": rate, base: rate},
+            "results": [
+                setup_result(stage_1, by_rate[rate], untrained, reference, "E2E references")
+            ],
+        }
+    return found
+
+
+def validation_loss(result: Result) -> float:
+    """Of a run, averaged over its seeds."""
+    return fmean(row["valid_loss"] for row in result.successes.values())
 
 
 def rounded(value: Any) -> Any:
@@ -176,7 +217,14 @@ def designs() -> dict[str, dict[str, Any]]:
                 QUANTITIES["parameters of LoRA r=1"]["embedded"] if family in GROWS else None
             ),
             "results": [
-                setup_result(name, summary, summary[key]) for name, summary in finals.items()
+                setup_result(
+                    summary,
+                    summary[key],
+                    untrained=mean_loss(summary["none"]),
+                    reference=mean_loss(summary[REFERENCE]),
+                    data=SETUPS[setup].partition(", ")[2],
+                )
+                for setup, summary in finals.items()
             ],
         }
     return of_key
@@ -228,17 +276,20 @@ def _design(spec: Method, budget: int) -> dict[str, Any]:
     }
 
 
-def setup_result(setup: str, summary: Summary, result: Result) -> dict[str, Any]:
-    """What a family reached in a setup, in test loss."""
+def setup_result(
+    summary: Summary, result: Result, untrained: float, reference: float, data: str
+) -> dict[str, Any]:
+    """What a family reached in a setup, in test loss; `untrained` and `reference` are those of the
+    base alone and of the reference.
+    """
     assert result.metric is not None
-    untrained, reference = (mean_loss(summary[name]) for name in ("none", REFERENCE))
     losses = [*result.metric.values.values()]
     mean = mean_loss(result)
     reach = float(student.ppf(0.975, len(losses) - 1)) * stdev(losses) / sqrt(len(losses))
     return {
         "base": Path(summary.study.run.model).name,
         "base_parameters": summary.study.params_total,
-        "data": SETUPS[setup].partition(", ")[2],
+        "data": data,
         "steps": summary.study.run.steps,
         "trainable": result.method.trainable,
         "seeds": len(losses),

@@ -24,7 +24,7 @@ RESULT = ROOT / "results" / "serving.json"
 OUT = Path("serve-run")
 STEPS = 40
 LONGEST = 200_000  # characters of a customer's text
-# what `qpeft plan --parameters 400 --mixed-batches` suggests, in float16
+# framed circuits, which `qpeft plan --parameters 400 --mixed-batches` lists second, in float16
 ADAPTER = "--n-layers 1 --frame-rank 32 --share type --r 1 --bits 16 --lambda-bits 16"
 BLOCKS = "--model smollm2 --batch-size 4 --seq-len 64"
 # time of a job, in steps of training

@@ -109,9 +109,9 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     }
     tokens = {name: code.tokens for name, code in codes.items()}
     parts = [
-        Part("library, tokens", tokens["library"], 90_900, 78_000),
+        Part("library, tokens", tokens["library"], 91_600, 78_000),
         Part("laboratory, tokens", tokens["laboratory"], 106_500, 82_000),
-        Part("tests, tokens", tokens["tests"], 232_500, 168_000),
+        Part("tests, tokens", tokens["tests"], 234_500, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],

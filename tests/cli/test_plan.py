@@ -68,7 +68,9 @@ def use(monkeypatch):
             designs.append(
                 Design(f"adapter {number}", method, settings, 10**6, None, [], rates, None, [row])
             )
-        monkeypatch.setattr(suggest_module, "read_evidence", lambda: Evidence("r", designs, {}))
+        monkeypatch.setattr(
+            suggest_module, "read_evidence", lambda: Evidence("r", designs, {}, {}, "")
+        )
 
     return replace
 

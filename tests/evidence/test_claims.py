@@ -292,6 +292,25 @@ def test_runs_and_hours_of_stage_8_are_those_of_its_rows():
     assert says(f"The {len(rows)} runs took about two hours on two cores of a server.")
 
 
+def test_circuits_in_frames_are_better_than_both_twins_at_no_rate():
+    """What the protocol fixed beforehand as a benefit from the circuit."""
+    verdicts = smollm2_tables.circuits().verdicts()
+    assert [of_signs for of_signs, _ in verdicts] == ["equivalent"] * 4
+    assert [of_lie for _, of_lie in verdicts] == ["equivalent"] * 3 + ["undecided"]
+    narrow = smollm2_tables.circuits()._replace(margin=comparisons.MARGIN).verdicts()
+    assert sum("worse" in of_rate for of_rate in narrow) == 3
+    assert not any("better" in of_rate for of_rate in narrow)
+    summary = smollm2_tables.stage_1()
+    lowest, highest = (f"{summary[f'framed_{n}'].mean('angles_moved'):.1f}" for n in (1, 4))
+    assert says(
+        f"by {lowest} radians on average at the lowest rate, and by {highest} at the highest"
+    )
+    n_seeds = len(summary["framed_1"].successes)
+    assert n_seeds == 3
+    hours = sum(row.get("seconds") or 0 for row in summary.rows) / 3600 / 2  # on two cores
+    assert says(f"The {len(summary.rows)} runs took about {hours:.0f} hours on two cores")
+
+
 def test_margin_of_the_small_models_would_decide_otherwise_on_smollm2():
     summary = smollm2_tables.stage_8()
     differences = [

@@ -1,6 +1,7 @@
 """`qpeft.suggest`: the best measured adapter within a budget."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -62,7 +63,7 @@ def use(monkeypatch):
     """Replaces the evidence."""
 
     def use(*designs):
-        evidence = Evidence("LoRA r=8", list(designs), {"5000": [0.1, 0.02]})
+        evidence = Evidence("LoRA r=8", list(designs), {"5000": [0.1, 0.02]}, {}, "")
         monkeypatch.setattr(suggest_module, "read_evidence", lambda: evidence)
 
     use(*DESIGNS)
@@ -135,13 +136,51 @@ def test_learning_rate_of_uni_lora_grows_with_the_root_of_its_lora(use):
 def test_results_on_the_base_itself_count_alone():
     here, there = DESIGNS[0].results
     both = replace(DESIGNS[0], results=[{**here, "base_parameters": 7}, {**there, "base": "other"}])
-    evidence = Evidence("r", [both], {})
+    evidence = Evidence("r", [both], {}, {}, "")
     (own,), (every,) = evidence.ranked(7), evidence.ranked(8)
 
     assert own.share == pytest.approx(0.5)
     assert own.learning_rate == 0.02
     assert every.share == pytest.approx((0.5 + 0.25) / 2)
     assert every.learning_rate == 0.01
+
+
+def on_large(label, share, **changes):
+    """The third of DESIGNS as it was measured on a base above 50 million parameters."""
+    row = {**DESIGNS[2].results[0], "base": "large", "base_parameters": 60_000_000, "share": share}
+    return replace(DESIGNS[2], label=label, results=[row], budget=10**6, **changes)
+
+
+def test_results_on_a_large_base_order_the_families_that_have_them_on_such_bases_alone():
+    places = {"LoRA r=8": on_large("LoRA r=8, large", 0.3), "LoRA r=1": on_large("first", 0.4)}
+    evidence = Evidence("r", DESIGNS, {}, places, "LoRA r=64")
+
+    def labels(parameters, most=math.inf):
+        return [design.label for design in evidence.ranked(parameters, most)]
+
+    small = ["LoRA r=8", "LoRA r=1", "Quantum-PEFT, L=1, r=8", "Uni-LoRA, 64"]
+    assert labels(50_000_000) == small
+    assert labels(50_000_001) == ["first", "LoRA r=8, large", *small[2:]]
+    assert labels(50_000_001, most=4_999) == []  # of the small bases, whose places they have
+
+    evidence.large.popitem()
+    assert labels(50_000_001) == ["LoRA r=8, large", *small[1:]]
+
+
+def test_suggestion_for_a_large_base_names_the_base_and_has_its_learning_rate(monkeypatch):
+    rates = {"": 0.3, "large": 0.3}
+    places = {"LoRA r=1": on_large("as measured", 0.4, learning_rates=rates)}
+    evidence = Evidence("r", DESIGNS, {}, places, "LoRA r=64")
+    monkeypatch.setattr(suggest_module, "read_evidence", lambda: evidence)
+    base = GPT2Config(n_embd=512, n_layer=16, n_head=2, vocab_size=32)
+    suggestion = qpeft.suggest(base, parameters=10**6)
+
+    assert suggestion.plan.base_parameters > 50_000_000
+    assert [suggestion.label, suggestion.learning_rate] == ["as measured", 0.3]
+    assert suggestion.reference == "LoRA r=64"
+    assert {one.reference for one in suggestion.alternatives} == {"r"}
+    (note,) = [note for note in suggestion.notes if note.startswith("of all adapters only")]
+    assert "only as measured were measured on large; their place" in note
 
 
 @pytest.fixture

@@ -2,12 +2,16 @@
 
 It is that of the equal search of evidence/PROTOCOL.md: for each family of adapters at each budget
 the configuration that was best in the search, and test losses in the same setups (a base and a
-text). `evidence/suggest_evidence.py` makes it from the rows.
+text). `evidence/suggest_evidence.py` makes it from the rows. Of bases above 50 million parameters it
+has stage 1 of evidence/smollm2/PROTOCOL.md: three families at one budget, at the learning rates that
+are suggested.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -17,6 +21,8 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from qpeft.core.targets import last_norm, norm_targets
+
+LARGE = 50_000_000  # parameters of a base above which results on such bases count first
 
 
 @dataclass(frozen=True)
@@ -85,16 +91,32 @@ class Evidence(NamedTuple):
     designs: list[Design]
     # by budget: shares of the best adapter's gain on bases that a choice did not know
     lost: dict[str, list[float]]
+    # by the label of a design, the one of its family that was measured on a base above LARGE
+    large: dict[str, Design]
+    large_reference: str  # whose gain is 1 there
 
-    def ranked(self, parameters: int) -> list[Design]:
-        """The designs by their share, the best first; if there are results on a base of this size,
-        with these alone.
+    def ranked(self, parameters: int, most: float = math.inf) -> list[Design]:
+        """The designs of a budget of at most `most` for a base of so many parameters, the best
+        first.
+
+        They are ordered by their share. If there are results on a base of this size, these alone
+        count. For a base above LARGE, families that were measured on such a base share the places
+        of their designs among the others, in the order of those results.
         """
         designs = []
         for design in self.designs:
             here = [row for row in design.results if row["base_parameters"] == parameters]
-            designs.append(replace(design, results=here or design.results))
-        return sorted(designs, key=lambda design: (-design.share, design.label))
+            if design.budget <= most:
+                designs.append(replace(design, results=here or design.results))
+        ranked = _best_first(designs)
+        if parameters <= LARGE:
+            return ranked
+        measured = iter(_best_first(self.large[d.label] for d in ranked if d.label in self.large))
+        return [next(measured) if design.label in self.large else design for design in ranked]
+
+
+def _best_first(designs: Iterable[Design]) -> list[Design]:
+    return sorted(designs, key=lambda design: (-design.share, design.label))
 
 
 @cache
@@ -102,4 +124,5 @@ def read_evidence() -> Evidence:
     """The evidence that is part of qpeft."""
     content = json.loads((files("qpeft.methods") / "evidence.json").read_bytes())
     content["designs"] = [Design(**design) for design in content["designs"]]
+    content["large"] = {label: Design(**design) for label, design in content["large"].items()}
     return Evidence(**content)

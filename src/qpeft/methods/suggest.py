@@ -17,7 +17,7 @@ from qpeft.core.meta_model import on_meta
 from qpeft.core.pool import why_not_mixed
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.methods.counting import TASK, Counts, config_of, has_frames
-from qpeft.methods.evidence import Design, Evidence, read_evidence
+from qpeft.methods.evidence import LARGE, Design, Evidence, read_evidence
 from qpeft.methods.plan import BYTES, Plan
 
 _ALTERNATIVES = 3
@@ -33,6 +33,10 @@ _FRAME_FILE = (
 _LARGEST_RATE = (
     "its learning rate grows with the base; no base of this size was measured, so it is the largest"
     " that was, {:g}: try others too"
+)
+_OF_LARGE = (
+    "of all adapters only {} were measured on {}; their place among the others is that on bases of"
+    " far fewer parameters"
 )
 _LORA_GA = (
     "its initial values come from the gradient: qpeft train computes them; in your own script call"
@@ -75,8 +79,10 @@ def suggest(
     The adapters of the evidence are counted on `base`, without those that were measured with far
     more parameters. Of those within the budget, the one with the highest mean share of the
     reference's gain is suggested, quantum or classical. If the evidence has results on `base`,
-    recognized by its number of parameters, only these count. A note says how much of the gain
-    choices lost on a base unknown to them.
+    recognized by its number of parameters, only these count. On a base above 50 million parameters
+    results on such bases count first: they order the families that have them, and give their
+    learning rates. Notes say on which base the answer rests, and, where it is known, how much of the
+    gain choices lost on a base unknown to them.
 
     The learning rate is the one that loses the least in the search where it loses most: of the gain
     in validation loss at the best rate, plus a twentieth of what the next higher one loses, since a
@@ -173,8 +179,7 @@ def _within_reach(evidence: Evidence, model: nn.Module, parameters: int) -> list
     """
     budgets = {design.budget for design in evidence.designs}
     most = min((budget for budget in budgets if budget >= parameters), default=parameters)
-    n_base = sum(p.numel() for p in model.parameters())
-    return [design for design in evidence.ranked(n_base) if design.budget <= most]
+    return evidence.ranked(sum(p.numel() for p in model.parameters()), most)
 
 
 def _considered(
@@ -229,9 +234,14 @@ def _suggestion(
         **vars(sized),
         plan=costs,
         needs_frame_file=needs_frame_file,
-        reference=evidence.reference,
+        reference=evidence.large_reference if _is_of_large(design) else evidence.reference,
         notes=notes,
     )
+
+
+def _is_of_large(design: Design) -> bool:
+    """Whether its results are on a base above LARGE."""
+    return design.results[0]["base_parameters"] > LARGE
 
 
 def _notes(evidence: Evidence, suggestion: Suggestion, parameters: int | None) -> list[str]:
@@ -243,6 +253,9 @@ def _notes(evidence: Evidence, suggestion: Suggestion, parameters: int | None) -
             f"the evidence ends at bases of {largest:,} parameters; the order of adapters may"
             " differ"
         )
+    if _is_of_large(suggestion):
+        families = sorted(each.label.partition(",")[0] for each in evidence.large.values())
+        notes.append(_OF_LARGE.format(", ".join(families), suggestion.results[0]["base"]))
     most = max(design.budget for design in evidence.designs)
     if parameters is not None and parameters > most:
         notes.append(f"the evidence ends at {most:,} trainable parameters")

@@ -183,10 +183,10 @@ def show_suggestion(console: Console, suggestion: Suggestion) -> None:
             alternative.label,
             alternative.plan.trainable,
             size(alternative.plan.stored_bytes),
-            alternative.share,
+            f"{alternative.share:.3g} of {alternative.reference}",
         )
         for alternative in suggestion.alternatives
     ]
     if rows:
-        console.print(table(("next best", "trainable", "stored", "share"), rows))
+        console.print(table(("next best", "trainable", "stored", "share of the gain"), rows))
     console.print(facts([("notes", "; ".join(suggestion.notes))]), "", sep="\n")
