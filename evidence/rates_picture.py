@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qpeft_lab.compare.rows import succeeded
+from smollm2_tables import stage_1
+from suggest_evidence import validation_loss
 from winners import summaries_of
 
 STUDIES = ("equal-search", "quantum-adapters", "rates", "smollm2")
@@ -67,6 +69,11 @@ def _best_rates() -> Iterator[tuple[str, str, float]]:
                     if row and succeeded(row)
                 }
                 yield FAMILIES[word], base, min(losses, key=lambda rate: losses[rate])
+    # in stage 1 on SmolLM2 every rate has all seeds, and an entry of its own
+    runs = [result for result in stage_1().results if result.key.startswith("framed_")]
+    best = min(runs, key=validation_loss)
+    assert best.lr is not None
+    yield FAMILIES["framed"], "smollm2", best.lr
 
 
 def draw(found: dict[str, dict[str, list[float]]]) -> Figure:
