@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft.tuners.tuners_utils import (
     BaseTuner,
     _filter_state_dict_by_key_prefixes,
@@ -132,8 +131,9 @@ def complete_state(model: Any, adapter_name: str, state: State) -> State:
                 others.add(name)
             elif isinstance(module, FullPrecision) and name.endswith("fingerprint"):
                 saved[name] = module._identity.clone()
-                if name in state and torch.equal(state[name].cpu(), buffer.cpu()):
-                    others.add(name)  # averages of models change the buffer
+                # averages of models change the buffer; `plan` saves on the meta device
+                if not buffer.is_meta and name in state and buffer.equal(state[name].to(buffer)):
+                    others.add(name)
             else:
                 saved[name] = buffer
     saved = _filter_state_dict_by_key_prefixes(saved, prefixes)
