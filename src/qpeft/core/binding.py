@@ -397,13 +397,14 @@ class Binding:
         """Called before a step of the optimizer. Whether gradients wait although it steps; later
         ones do not.
         """
-        is_early = self.is_deferred
-        if is_early:
-            self._gradients.may_wait = False
-            if _is_scaled():
-                self._gradients.deferred = None
-                _unmark(self.generator.parameters())
-        return is_early
+        with _lock:
+            is_early = self.is_deferred
+            if is_early:
+                self._gradients.may_wait = False
+                if _is_scaled():
+                    self._gradients.deferred = None
+                    _unmark(self.generator.parameters())
+            return is_early
 
     def flush(self) -> None:
         """Run the backward pass of the generator for deferred gradients."""
@@ -556,7 +557,8 @@ class _Boundary(torch.autograd.Function):
                 gradients.flush(ctx.parameters, lambda: ctx.flat)
             if not any(trained):
                 return (None,) * (2 + len(ctx.parameters))
-            if any(map(_has_hooks, ctx.parameters)) and _is_nested():
+            has_hooks = any(map(_has_hooks, ctx.parameters))
+            if has_hooks and _is_nested():
                 raise RuntimeError(
                     "reentrant activation checkpointing gives the generator a partial gradient for"
                     " each segment, which hooks of its parameters, such as an optimizer in the"
@@ -564,8 +566,7 @@ class _Boundary(torch.autograd.Function):
                     " activation_checkpointing_kwargs={'use_reentrant': False}"
                 )
             deferred = gradients.deferred
-            may_wait = gradients.may_wait and _awaits_more()
-            if may_wait and not any(map(_has_hooks, ctx.parameters)):  # they want gradients
+            if gradients.may_wait and _awaits_more() and not has_hooks:  # they want gradients
                 gradients.deferred = gradient + (0 if deferred is None else deferred)
                 gradients.trained = trained
                 return (None, None, *map(_mark, ctx.parameters))
@@ -750,7 +751,7 @@ def _on_trained(method: Callable[[Binding], None], optimizer: Optimizer, *_: Any
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
-    """Add deferred gradients: the step is made while accelerate says that more would follow."""
+    """Add gradients that still wait for the last backward pass of one of accelerate's windows."""
     global _was_left
     own = _live_of(p for group in optimizer.param_groups for p in group["params"])
     is_early = [binding.stop_waiting() for binding in own]

@@ -70,7 +70,7 @@ class FullPrecision(nn.Module):
 
     @property
     def _draws(self) -> bool:
-        """Whether values are in the fingerprint alone, such as those that are drawn."""
+        """Whether the output depends on values that are no parameters, such as drawn ones."""
         return "fingerprint" in self._buffers and any(b.is_floating_point() for b in self.buffers())
 
     def _save_to_state_dict(self, destination: State, prefix: str, keep_vars: bool) -> None:
