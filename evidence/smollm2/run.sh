@@ -34,7 +34,7 @@ customers="e2e gsm8k grimm stories numpy python"
 
 shared_frames() { # the frame files of stage 3
     local name
-    for name in shakespeare wikitext2 mixture; do
+    for name in mixture customers shakespeare wikitext2; do
         [ -f "frames/$name.safetensors" ] || "$python" -m qpeft frames --model smollm2 --data "texts/$name/train.txt" \
             $size --share type --n-layers 1 --r 1 --frame-rank 32 --out "frames/$name"
     done

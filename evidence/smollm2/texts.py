@@ -44,6 +44,7 @@ SLICES = 5  # training texts of LoRAs from each of the texts below
 SLICE = 80_000  # characters
 OF_LORAS = ("shakespeare", "wikitext2", "wikitext103", "sst2")
 OF_MIXTURE = ("shakespeare", "wikitext2", "sst2")
+OF_CUSTOMERS = ("e2e", "gsm8k", "grimm", "stories", "numpy", "python")
 
 
 def documents(name: str, data: Path) -> list[str]:
@@ -167,8 +168,9 @@ def main() -> None:
         for number in range(SLICES):
             text = training[name][number * step : number * step + SLICE]
             write_text(asked.out / "loras" / f"{name}{number}.txt", text)
-    thirds = [training[name][:SLICE] for name in OF_MIXTURE]
-    write_text(asked.out / "mixture" / "train.txt", "\n".join(thirds))
+    for mixture, names in {"mixture": OF_MIXTURE, "customers": OF_CUSTOMERS}.items():
+        slices = [training[name][:SLICE] for name in names]
+        write_text(asked.out / mixture / "train.txt", "\n".join(slices))
 
 
 if __name__ == "__main__":
