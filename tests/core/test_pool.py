@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -677,7 +678,7 @@ def test_other_kinds_of_adapters_and_empty_folders_raise(gpt2, users, tmp_path):
 
 CALLS_OF_PEFT = (
     "set_adapter disable_adapter disable_adapter_layers enable_adapter_layers merge_adapter"
-    " add_adapter load_adapter add_weighted_adapter delete_adapter"
+    " add_adapter load_adapter add_weighted_adapter delete_adapter unload merge_and_unload"
 )
 
 
@@ -688,6 +689,12 @@ def test_calls_of_peft_that_change_what_is_served_are_refused(pool, world, adapt
         with pytest.raises(ConfigError, match=r"pool\.activate"):
             getattr(owner, call)("slot0")
     assert torch.equal(adapters.logits(pool.model, world[3]), world[2]["user-1"])
+
+
+def test_pool_is_not_copied(pool):
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(ConfigError, match="make another one"):
+            copied(pool)
 
 
 def test_model_that_is_cast_has_the_adapters_that_are_read_later(pool, world, adapters):

@@ -78,10 +78,10 @@ def prepared(variant):
     return moved(variant) if variant in GENERATED else adapted(variant, **CHANGES.get(variant, {}))
 
 
-def shard(model):
+def shard(model, **options):
     for layer in model.get_base_model().model.layers:
-        fully_shard(layer)
-    return fully_shard(model)
+        fully_shard(layer, **options)
+    return fully_shard(model, **options)
 
 
 def train(model, data, steps=4):
@@ -159,6 +159,32 @@ def check_checkpointing():
         shard(model)(**batch(rows(8)), use_cache=False).loss.backward()
         for name, p in trained(model).items():
             torch.testing.assert_close(p.grad, trained(plain)[name].grad)
+
+
+def check_two_trainings(variant):
+    """Each process trains an adapter of its own, on a mesh of its own, in one launch."""
+    rank = dist.get_rank()
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("run", "part"))["part"]
+    data = batch(rows(8)[4 * rank :][:4])
+    alone, model = (move(moved(variant), spread=0.1 * (1 + rank)).train() for _ in range(2))
+    losses = train(shard(model, mesh=mesh), data)
+    torch.testing.assert_close(losses, train(alone, data))
+    for name, p in whole(model).items():
+        torch.testing.assert_close(p, whole(alone)[name])
+
+
+def check_divisor(variant):
+    """A sum over processes in place of the mean, for losses that are divided by all tokens."""
+    rank = dist.get_rank()
+    alone, model = moved(variant), shard(moved(variant))
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_force_sum_reduction_for_comms(True)
+        part.set_gradient_divide_factor(1.0)
+    model(**batch(rows(8)[4 * rank :][:4])).loss.backward()
+    (2 * alone(**batch(rows(8))).loss).backward()
+    for name, p in trained(model).items():
+        torch.testing.assert_close(p.grad, trained(alone)[name].grad, atol=1e-6, rtol=1e-5)
 
 
 # -- Trainer, and DDP alone
@@ -253,6 +279,9 @@ def main(how, out):
     for variant in (*GENERATED, *TUNERS) if how == "fsdp2" else GENERATED:
         if how == "fsdp2":
             run_fsdp2(variant, Path(out))
+            if variant in GENERATED[:2]:
+                check_two_trainings(variant)
+                check_divisor(variant)
         elif how == "ddp":
             run_ddp(variant, Path(out))
         else:

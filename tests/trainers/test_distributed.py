@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """The folder of what two processes wrote; they also check refusals, activation checkpointing
-    and resuming.
+    """The folder of what two processes wrote; they also check refusals, activation checkpointing,
+    resuming, two trainings in one launch, and sums in place of means.
     """
     folders = {}
 

@@ -15,7 +15,16 @@ import pytest
 import tiny_models
 import torch
 from folders import edit_config, edit_json, rewrite
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    FourierFTConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    RandLoraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from variants import VARIANTS, move
 
@@ -137,6 +146,46 @@ def test_scale_that_was_edited_is_refused_n(world, request, kind, changes):
 
     edit_config(folder, saved_scale=None)  # intended, or of an earlier release
     load(world, folder)
+
+
+OTHER_HOSTS = {  # and an edit that changes its function, but no tensor
+    "loha": (LoHaConfig(r=2, alpha=4, target_modules=["q_proj"]), {"alpha": 64}),
+    "lokr": (LoKrConfig(r=2, alpha=4, target_modules=["q_proj"]), {"alpha": 64}),
+    "randlora": (RandLoraConfig(r=2, target_modules=["q_proj"]), {"randlora_alpha": 64}),
+    "fourier": (FourierFTConfig(n_frequency=30, target_modules=["q_proj"]), {"scaling": 9.0}),
+    "places": (FourierFTConfig(n_frequency=30, target_modules=["q_proj"]), {"random_loc_seed": 3}),
+    "oft": (OFTConfig(oft_block_size=4, target_modules=["q_proj"]), {"use_cayley_neumann": False}),
+}
+
+
+@pytest.mark.parametrize("host, changes", OTHER_HOSTS.values(), ids=OTHER_HOSTS)
+def test_fields_of_any_host_that_were_edited_are_refused(llama, tmp_path, host, changes):
+    model = get_peft_model(copy.deepcopy(llama), host)
+    qpeft.save(qpeft.attach(model, qpeft.QPAGeneratorConfig(features=2, budget=70)), tmp_path)
+    config = read_json(tmp_path / "adapter_config.json")
+    free = {"base_model_name_or_path": "moved", "rank_dropout": 0.5}
+    edit_config(
+        tmp_path, host=config["host"] | {k: v for k, v in free.items() if k in config["host"]}
+    )
+    qpeft.load(copy.deepcopy(llama), tmp_path)
+
+    edit_config(tmp_path, host=config["host"] | changes)
+    with pytest.raises(CheckpointError, match="adapter was saved with"):
+        qpeft.load(copy.deepcopy(llama), tmp_path)
+
+
+def test_attached_adapters_of_0_3_have_saved_fewer_fields_n(world, attached):
+    saved = read_json(attached / "adapter_config.json")["saved_scale"]
+    edit_config(
+        attached,
+        saved_scale={"lora_alpha": saved["lora_alpha"], "alpha_pattern": {}, "use_rslora": False},
+    )
+    load(world, attached)
+
+
+def test_mapping_of_names_is_refused_for_a_generated_adapter(world, compact):
+    with pytest.raises(ConfigError, match="key_mapping"):
+        qpeft.load(copy.deepcopy(world[0]), compact, key_mapping={"c_attn": "attention"})
 
 
 ORDERED = ["qpa", "qpa with a network", "quantum_peft", "sora", "attached to lora"]

@@ -234,3 +234,12 @@ def test_averaged_bytes_are_refused(adapted):
     state = {key: t.double() for key, t in get_peft_model_state_dict(adapted).items()}
     with pytest.raises(CheckpointError, match=r"keeping_latent"):
         set_peft_model_state_dict(adapted, state)
+
+
+@pytest.mark.parametrize("name", ["quanta, gates", "cua", "quic, 1"])
+def test_part_of_the_inputs_of_a_map_is_refused(llama, name):
+    """Tensor parallelism gives `o_proj` the half that its process has; QuanTA filled it with zeros."""
+    model = VARIANTS[name].adapt(copy.deepcopy(llama), target_modules=["o_proj"])
+    layer = model.get_base_model().model.layers[0].self_attn.o_proj
+    with pytest.raises(ConfigError, match="tensor parallelism"):
+        layer(torch.ones(1, layer.in_features // 2))

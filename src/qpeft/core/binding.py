@@ -60,7 +60,7 @@ from torch.optim.optimizer import (
 from torch.utils._pytree import tree_map_only
 
 from qpeft.circuits.numerics import refuse_second_derivative, refuse_transforms
-from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
+from qpeft.core.replication import Replicas, keep_whole, n_processes, refuse_sharded
 from qpeft.core.slots import Slot, refuse_hook, refuse_write
 from qpeft.errors import QpeftWarning, TrainingError
 
@@ -120,7 +120,7 @@ class Gradients:
     deferred: Tensor | None = None  # (P,), the sum over micro-batches before the optimizer step
     # which of the generator's parameters it belongs to
     trained: list[bool] = field(default_factory=list)
-    averages: bool = False  # over all processes, because FSDP2 shards the rest of the model
+    replicas: Replicas | None = None  # the processes to average over, if FSDP2 shards the model
     watched: Sequence[int] = ()  # the sizes of the slots, while `reached` is recorded
     reached: Tensor | None = None  # (slots,), bool: which had a gradient other than 0
     # whether a backward pass may wait for the next one: the optimizer never stepped in between
@@ -149,8 +149,8 @@ class Gradients:
         for parameter in frozen:
             parameter.requires_grad_(True)
         _unmark(marked)
-        if self.averages:
-            gradient = average(gradient)
+        if self.replicas is not None:
+            gradient = self.replicas.average(gradient)
         with torch.autocast(gradient.device.type, enabled=False):
             torch.autograd.backward(flat(), gradient, inputs=marked, retain_graph=True)
         for parameter in frozen:
@@ -299,10 +299,11 @@ class Binding:
 
     def replicate(self, model: nn.Module) -> None:
         """Keep the generator equal in all processes from now on, while FSDP2 shards the model."""
-        if not self._gradients.averages:
-            copy_from_first(self.generator, model)
+        if self._gradients.replicas is None:
+            replicas = Replicas(model)
+            replicas.copy_from_first(self.generator)
             self.invalidate()
-            self._gradients.averages = True
+            self._gradients.replicas = replicas
 
     def cast_slots(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Give the slots the dtype that `fn` of `model.to(...)` gives stock parameters."""
@@ -456,7 +457,7 @@ class Binding:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, such as `torch.save(model)`: without the evaluation, and its graph."""
-        gradients = Gradients(averages=self._gradients.averages, watched=self._gradients.watched)
+        gradients = Gradients(watched=self._gradients.watched)
         fresh = {"_evaluation": None, "_evaluate": self.generator, "_is_placed": True}
         empty: dict[str, Any] = {"_tensors": [], "_stand_ins": []}
         return {**vars(self), **fresh, **empty, "_gradients": gradients}
@@ -577,8 +578,8 @@ class _Boundary(torch.autograd.Function):
             if gradients.watched:
                 gradients.watch(gradient)
         ctx.runs += 1
-        if gradients.averages:
-            gradient = average(gradient)
+        if gradients.replicas is not None:
+            gradient = gradients.replicas.average(gradient)
         elif ctx.runs > 1 and n_processes() > 1:
             raise RuntimeError(
                 "the generator received several partial gradients in one backward pass under"

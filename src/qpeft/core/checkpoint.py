@@ -48,7 +48,7 @@ from safetensors import safe_open
 from torch import nn
 
 from qpeft.checks import check_finite, unknown
-from qpeft.core.config import check_weights, config_of, reading
+from qpeft.core.config import GeneratedConfig, check_weights, config_of, reading
 from qpeft.core.embeddings import resized, resized_embeddings
 from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.generator import State, is_fingerprint
@@ -171,6 +171,11 @@ def load(
         repair_folder(folder)
         stamp = stamp_of(folder)
         config = read_config(folder, frames)
+        if options.get("key_mapping") and isinstance(config, GeneratedConfig):
+            raise ConfigError(
+                "key_mapping renames tensors of stock adapters; this one is generated. Name its"
+                " modules as those of the base, in a base of the same architecture"
+            )
         host = getattr(config, "host", None) or {}  # of an attached adapter
         check_patterns(base, vars(config) | host)
         options = {"config": config, "is_trainable": is_trainable, **options}

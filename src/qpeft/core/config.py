@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT_VERSION = 2  # 1: before release 0.2
-# fields of LoRA on which the generated tensors do not depend, but their effect does
+# fields on which the generated tensors do not depend, but their effect does
 _SCALE = ("alpha_pattern", "lora_alpha", "use_rslora", "alora_invocation_tokens")
+# of a host, whose fields have other names, all numbers and words but these
+_NO_SCALE = {"base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
 
 
 class MethodName(str):
@@ -210,7 +212,11 @@ def _check_scale(config: Any, path: Path) -> None:
     saved = getattr(config, "saved_scale", None)
     if saved is None:  # of a release before 0.3, or without such fields
         return
-    present = config.scale()
+    present = config.scale() or {}
+    names = (
+        {*_SCALE, *saved} if isinstance(saved, dict) else ()
+    )  # release 0.3 saved fewer of a host
+    present = {name: value for name, value in present.items() if name in names}
     if present != saved:
         raise CheckpointError(
             f"{path} has {present}, and the adapter was saved with {reprlib.repr(saved)}; restore it"
@@ -329,8 +335,11 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
 
     def scale(self) -> dict[str, Any] | None:
         """The fields that scale the adapter, of the host if there is one; None without any."""
-        settings = getattr(self, "host", None) or vars(self)
-        given = {name: settings.get(name) for name in _SCALE}
+        host = getattr(self, "host", None) or {}
+        given = {name: (host or vars(self)).get(name) for name in _SCALE}
+        for name in host.keys() - _NO_SCALE:
+            if isinstance(host[name], bool | int | float | str) and "dropout" not in name:
+                given[name] = host[name]
         return as_json({name: value for name, value in given.items() if value is not None}) or None
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:

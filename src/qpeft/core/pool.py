@@ -41,7 +41,8 @@ BASE = "__base__"  # PEFT's word in adapter_names
 # methods of a PeftModel and its tuner, after which the pool would serve something else
 _REFUSED = (
     "set_adapter disable_adapter disable_adapter_layers enable_adapter_layers merge_adapter"
-    " add_adapter load_adapter add_weighted_adapter delete_adapter inject_adapter"
+    " add_adapter load_adapter add_weighted_adapter delete_adapter inject_adapter unload"
+    " merge_and_unload"
 )
 
 
@@ -109,6 +110,8 @@ class AdapterPool:
     the other. A thread that calls the model without having called `activate` or given
     `adapter_names` is refused once any thread has called `activate` or `place`. Call `model` alone:
     its `base_model`, or a part of it with adapters, is refused if it is called from outside.
+    Coroutines of one thread have one active adapter together, and a thread of an executor keeps the
+    one of its last task: there, give every call `adapter_names`.
 
     `model` is the base with `capacity` stock adapters, in evaluation mode.
 
@@ -195,6 +198,11 @@ class AdapterPool:
         copies = [m for m in self._modules if isinstance(m, AuxiliaryTrainingWrapper)]
         for module in (tuner.model, *copies):
             module.register_forward_pre_hook(self._refuse_unselected)
+
+    def __reduce__(self) -> str:
+        raise ConfigError(
+            "a pool cannot be copied or pickled; make another one with a base of its own"
+        )
 
     @property
     def names(self) -> list[str]:

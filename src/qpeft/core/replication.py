@@ -7,6 +7,7 @@ whatever else is trained, is sharded.
 
 from __future__ import annotations
 
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -46,20 +47,43 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-@torch.no_grad()
-def copy_from_first(generator: nn.Module, model: nn.Module) -> None:
-    """Move the generator to where the sharded model computes, with the values of the first process."""
-    first: Any = next(model.parameters())  # stored elsewhere if it is offloaded
-    generator.to(first.device_mesh.device_type if hasattr(first, "device_mesh") else first.device)
-    for tensor in (*generator.parameters(), *generator.buffers()):
-        dist.broadcast(tensor.data, src=0)
+class Replicas:
+    """The processes that train a sharded model together: those of its mesh, which need not be all."""
 
+    def __init__(self, model: nn.Module) -> None:
+        meshes = [p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")]
+        self.mesh: Any = max(meshes, key=lambda mesh: mesh.size())  # experts may have one of fewer
+        self._model = weakref.ref(model)
 
-def average(gradient: Tensor) -> Tensor:
-    """The mean of all processes' gradients."""
-    total = gradient.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
-    return total / n_processes()
+    @torch.no_grad()
+    def copy_from_first(self, generator: nn.Module) -> None:
+        """Move the generator to where the model computes, with the values of the first process."""
+        generator.to(self.mesh.device_type)  # parameters may be stored elsewhere, if offloaded
+        for tensor in (*generator.parameters(), *generator.buffers()):
+            for group in self.mesh.get_all_groups():  # one for each dimension of the mesh
+                dist.broadcast(tensor.data, src=dist.get_global_rank(group, 0), group=group)
+
+    def average(self, gradient: Tensor) -> Tensor:
+        """The mean of the processes' gradients, or their sum by the divisor that the model has from
+        `set_gradient_divide_factor`.
+        """
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        for group in self.mesh.get_all_groups():
+            dist.all_reduce(total, group=group)
+        return total / (self._divisor() or self.mesh.size())
+
+    def _divisor(self) -> float | None:
+        from torch.distributed.fsdp import FSDPModule
+
+        model = self._model()
+        for module in () if model is None else model.modules():
+            if isinstance(module, FSDPModule):
+                state: Any = module._get_fsdp_state()
+                groups = getattr(state, "_fsdp_param_groups", None)  # torch before 2.13 has one
+                for group in groups or (getattr(state, "_fsdp_param_group", None),):
+                    if group is not None:
+                        return getattr(group, "gradient_divide_factor", None)
+        return None
 
 
 def refuse_sharded_adapter(model: nn.Module) -> None:
