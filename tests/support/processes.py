@@ -187,6 +187,17 @@ def check_divisor(variant):
         torch.testing.assert_close(p.grad, trained(alone)[name].grad, atol=1e-6, rtol=1e-5)
 
 
+def check_root_alone(variant):
+    """Sharded as one whole: in the forward pass its parameters are not sharded any more."""
+    rank = dist.get_rank()
+    alone, model = moved(variant), moved(variant)
+    fully_shard(model.get_base_model())
+    model(**batch(rows(8)[4 * rank :][:4])).loss.backward()
+    alone(**batch(rows(8))).loss.backward()
+    for name, p in trained(model).items():
+        torch.testing.assert_close(p.grad, trained(alone)[name].grad, atol=1e-6, rtol=1e-5)
+
+
 # -- Trainer, and DDP alone
 
 
@@ -282,6 +293,7 @@ def main(how, out):
             if variant in GENERATED[:2]:
                 check_two_trainings(variant)
                 check_divisor(variant)
+                check_root_alone(variant)
         elif how == "ddp":
             run_ddp(variant, Path(out))
         else:

@@ -23,6 +23,8 @@ from peft import (
     OFTConfig,
     PeftModel,
     RandLoraConfig,
+    ShiraConfig,
+    TrainableTokensConfig,
     get_peft_model,
 )
 from safetensors.torch import load_file
@@ -154,6 +156,8 @@ OTHER_HOSTS = {  # and an edit that changes its function, but no tensor
     "randlora": (RandLoraConfig(r=2, target_modules=["q_proj"]), {"randlora_alpha": 64}),
     "fourier": (FourierFTConfig(n_frequency=30, target_modules=["q_proj"]), {"scaling": 9.0}),
     "places": (FourierFTConfig(n_frequency=30, target_modules=["q_proj"]), {"random_loc_seed": 3}),
+    "shira": (ShiraConfig(r=2, target_modules=["q_proj"]), {"random_seed": 3}),
+    "tokens": (TrainableTokensConfig(token_indices=[1, 2]), {"token_indices": [3, 4]}),
     "oft": (OFTConfig(oft_block_size=4, target_modules=["q_proj"]), {"use_cayley_neumann": False}),
 }
 

@@ -31,8 +31,16 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2  # 1: before release 0.2
 # fields on which the generated tensors do not depend, but their effect does
 _SCALE = ("alpha_pattern", "lora_alpha", "use_rslora", "alora_invocation_tokens")
-# of a host, whose fields have other names, all numbers and words but these
-_NO_SCALE = {"base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+# of a host, whose fields have other names, all but these and those of dropout
+_NO_SCALE = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "task_type",
+    "target_modules",  # which the table of generated tensors fixes
+}
 
 
 class MethodName(str):
@@ -212,11 +220,10 @@ def _check_scale(config: Any, path: Path) -> None:
     saved = getattr(config, "saved_scale", None)
     if saved is None:  # of a release before 0.3, or without such fields
         return
-    present = config.scale() or {}
-    names = (
-        {*_SCALE, *saved} if isinstance(saved, dict) else ()
-    )  # release 0.3 saved fewer of a host
-    present = {name: value for name, value in present.items() if name in names}
+    fields = config.scale() or {}
+    names = saved if isinstance(saved, dict) else ()
+    # release 0.3 saved fewer fields of a host, and none without a value
+    present = {k: v for k, v in fields.items() if k in names or (k in _SCALE and v is not None)}
     if present != saved:
         raise CheckpointError(
             f"{path} has {present}, and the adapter was saved with {reprlib.repr(saved)}; restore it"
@@ -336,10 +343,11 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
     def scale(self) -> dict[str, Any] | None:
         """The fields that scale the adapter, of the host if there is one; None without any."""
         host = getattr(self, "host", None) or {}
-        given = {name: (host or vars(self)).get(name) for name in _SCALE}
-        for name in host.keys() - _NO_SCALE:
-            if isinstance(host[name], bool | int | float | str) and "dropout" not in name:
-                given[name] = host[name]
+        if host:  # None, too, as in a field without a value that gets one
+            return as_json(
+                {k: v for k, v in host.items() if k not in _NO_SCALE and "dropout" not in k}
+            )
+        given = {name: getattr(self, name, None) for name in _SCALE}
         return as_json({name: value for name, value in given.items() if value is not None}) or None
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:

@@ -88,15 +88,15 @@ class LinearLayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
             self.unmerge()
-        if x.shape[-1] != self.in_features:
-            raise ConfigError(
-                f"a map of {self.in_features} inputs got {x.shape[-1]}, such as under tensor"
-                " parallelism, which this method does not support; use FSDP2 to divide the base"
-            )
         names = [] if self.disable_adapters or self.merged else self.active_adapters
         active: list[Any] = [
             self.qpeft_adapter[name] for name in names if name in self.qpeft_adapter
         ]
+        if x.shape[-1] != self.in_features and any(a.side != "output" for a in active):
+            raise ConfigError(
+                f"a map of {self.in_features} inputs got {x.shape[-1]}, such as under tensor"
+                " parallelism, which this method does not support; use FSDP2 to divide the base"
+            )
         adapted = x  # (..., inputs)
         for adapter in reversed(active):
             if adapter.side == "input":

@@ -8,6 +8,7 @@ whatever else is trained, is sharded.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -51,39 +52,48 @@ class Replicas:
     """The processes that train a sharded model together: those of its mesh, which need not be all."""
 
     def __init__(self, model: nn.Module) -> None:
-        meshes = [p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")]
-        self.mesh: Any = max(meshes, key=lambda mesh: mesh.size())  # experts may have one of fewer
         self._model = weakref.ref(model)
+        meshes = [group.mesh_info.mesh for group in _sharded_groups(model)]
+        # experts may have a mesh of fewer; a model that is sharded without parameters has none
+        self.mesh: Any = max(meshes, key=lambda mesh: mesh.size(), default=None)
+        # a group of processes for each dimension of the mesh; None: all processes
+        self.groups = [None] if self.mesh is None else self.mesh.get_all_groups()
 
     @torch.no_grad()
     def copy_from_first(self, generator: nn.Module) -> None:
         """Move the generator to where the model computes, with the values of the first process."""
-        generator.to(self.mesh.device_type)  # parameters may be stored elsewhere, if offloaded
+        if self.mesh is not None:  # parameters may be stored elsewhere, if offloaded
+            generator.to(self.mesh.device_type)
         for tensor in (*generator.parameters(), *generator.buffers()):
-            for group in self.mesh.get_all_groups():  # one for each dimension of the mesh
-                dist.broadcast(tensor.data, src=dist.get_global_rank(group, 0), group=group)
+            for group in self.groups:
+                first = 0 if group is None else dist.get_global_rank(group, 0)
+                dist.broadcast(tensor.data, src=first, group=group)
 
     def average(self, gradient: Tensor) -> Tensor:
         """The mean of the processes' gradients, or their sum by the divisor that the model has from
         `set_gradient_divide_factor`.
         """
         total = gradient.clone(memory_format=torch.contiguous_format)
-        for group in self.mesh.get_all_groups():
+        for group in self.groups:
             dist.all_reduce(total, group=group)
-        return total / (self._divisor() or self.mesh.size())
-
-    def _divisor(self) -> float | None:
-        from torch.distributed.fsdp import FSDPModule
-
         model = self._model()
-        for module in () if model is None else model.modules():
-            if isinstance(module, FSDPModule):
-                state: Any = module._get_fsdp_state()
-                groups = getattr(state, "_fsdp_param_groups", None)  # torch before 2.13 has one
-                for group in groups or (getattr(state, "_fsdp_param_group", None),):
-                    if group is not None:
-                        return getattr(group, "gradient_divide_factor", None)
-        return None
+        sharded = () if model is None else _sharded_groups(model)
+        divisor = next((group.gradient_divide_factor for group in sharded), None)
+        return total / (divisor or (n_processes() if self.mesh is None else self.mesh.size()))
+
+
+def _sharded_groups(model: nn.Module) -> Iterator[Any]:
+    """FSDP2's groups of sharded parameters, of which PyTorch publishes neither mesh nor divisor."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            state: Any = module._get_fsdp_state()
+            # torch before 2.13 has one or none
+            groups = getattr(
+                state, "_fsdp_param_groups", [getattr(state, "_fsdp_param_group", None)]
+            )
+            yield from (group for group in groups if group is not None)
 
 
 def refuse_sharded_adapter(model: nn.Module) -> None:
