@@ -5,17 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
 
+import dots
 import smollm2_tables
 from comparisons import mean_loss
-from forests import beside
+from dots import Dots
 from qpeft_lab.compare.summary import Result
-
-WIDTH = 660  # points, as all lengths here
-LABELS = 245  # left of the dots
-PITCH = 26  # of the lines
-AXIS = 44  # below them
 
 KINDS = {  # an adapter of the study, and what is in it
     "qpa": "circuit",
@@ -50,24 +45,19 @@ def measured() -> list[dict[str, Any]]:
 
 
 def draw(lines: list[dict[str, Any]]) -> Figure:
-    """Dots for the seeds, a large one for their mean, and the mean in words at the right."""
-    height = len(lines) * PITCH
-    whole = height + AXIS
-    chart = Figure(figsize=(WIDTH / 72, whole / 72))
-    chart.set_layout_engine("none")  # the labels have a place of their own
-    right = 50
-    place = (LABELS / WIDTH, AXIS / whole, (WIDTH - LABELS - right) / WIDTH, height / whole)
-    axes = chart.add_axes(place)
-    all_gains = [gain for line in lines for gain in line["seeds"]]
-    axes.set(xlim=(min(all_gains) - 0.01, max(all_gains) + 0.01), ylim=(height, 0), yticks=[])
-    axes.grid(axis="x")
-    axes.xaxis.set_major_locator(MultipleLocator(0.05))
-    axes.set_xlabel("what the test loss falls by, nats per token (more is better)")
-    for number, line in enumerate(lines):
-        y = (number + 0.5) * PITCH
-        color = COLORS[line["kind"]]
-        axes.plot(line["seeds"], [y] * len(line["seeds"]), "o", color=color, alpha=0.35)
-        axes.plot(line["mean"], y, "o", color=color, markersize=9)
-        for side, points, text in [(0, -LABELS + 4, line["label"]), (1, 8, f"{line['mean']:.2f}")]:
-            beside(axes, y, side, points, text, color=color)
-    return chart
+    return dots.draw(
+        [
+            Dots(
+                line["label"],
+                line["seeds"],
+                line["mean"],
+                f"{line['mean']:.2f}",
+                COLORS[line["kind"]],
+            )
+            for line in lines
+        ],
+        title="what the test loss falls by, nats per token (more is better)",
+        ticks=0.05,
+        labels=245,
+        words=50,
+    )

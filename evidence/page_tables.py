@@ -220,6 +220,8 @@ TABLES = {
     "signal": Table(smollm2_tables.signal, [SMOLLM2]),
     "circuits": Table(smollm2_tables.circuits, [SMOLLM2]),
     "circuit_losses": Table(smollm2_tables.circuit_losses, [SMOLLM2]),
+    "shared_frames": Table(smollm2_tables.shared_frames, [SMOLLM2]),
+    "customers": Table(smollm2_tables.customers, [SMOLLM2]),
     "sentences": Table(smollm2_tables.sentences, [SMOLLM2]),
     "sentence_pairs": Table(smollm2_tables.sentence_pairs, [SMOLLM2]),
     "heads": Table(lambda: smollm2_tables.adapters(stage_4()), [SMOLLM2]),

@@ -1,6 +1,6 @@
 """Pictures of the best adapters with and without a circuit, by the number of trainable parameters; of
-the tables of comparisons; of the output head of SmolLM2; of learning rates; of the adapters in
-examples; and that of the guide on a real model.
+the tables of comparisons; of SmolLM2's output head, and of frames for many texts on it; of learning
+rates; of the adapters in examples; and that of the guide on a real model.
 
 `python evidence/pictures.py`, a part of `make results`, writes them to docs/static from the rows of a
 study. The values that are drawn are in the description of the file. Each has its colors for a dark
@@ -22,6 +22,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import frames_picture
 import head_picture
 import rates_picture
 import ready_adapters
@@ -136,6 +137,7 @@ PICTURES = {
     STATIC / "main_result.svg": Picture(partial(measured, FINAL), draw),
     STATIC / "quantum_adapters.svg": Picture(partial(measured, ADAPTERS), draw),
     STATIC / "smollm2_head.svg": Picture(head_picture.measured, head_picture.draw),
+    STATIC / "shared_frames.svg": Picture(frames_picture.measured, frames_picture.draw),
     STATIC / "learning_rates.svg": Picture(rates_picture.measured, rates_picture.draw),
     STATIC / "real_model.svg": Picture(real_model.measured, real_model.draw),
     STATIC / "ready_adapters.svg": Picture(ready_adapters.measured, ready_adapters.draw),

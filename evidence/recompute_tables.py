@@ -543,6 +543,46 @@ def circuit_losses() -> Iterator[str]:
             yield f"{setup.mean(key, 'angles_moved'):.2f}"
 
 
+def stage_3() -> list[Setup]:
+    texts = ("e2e", "gsm8k", "grimm", "stories", "numpy", "python")
+    return [setups("smollm2")[f"frames-{text}"] for text in texts]
+
+
+def shared_frames() -> Iterator[str]:
+    """What is kept of the gain in the own frame; more than 20 per cent lost is a falsifier."""
+    of_texts = stage_3()
+    kept = {
+        key: [
+            100 * (of.mean("none") - of.mean(key)) / (of.mean("none") - of.mean("own"))
+            for of in of_texts
+        ]
+        for key in of_texts[0].rows
+        if key not in ("none", "own", "lora_r8")
+    }
+    df = len(of_texts) - 1
+    error = {key: statistics.stdev(of) / math.sqrt(len(of)) for key, of in kept.items()}
+    t = {key: (statistics.mean(of) - 80) / error[key] for key, of in kept.items()}
+    differs = {(key, ""): {"p": oracle.tail(abs(t[key]), df)} for key in kept}
+    keeps = {(key, ""): {"p": above(t[key], df) if t[key] > 0 else 1.0} for key in kept}
+    oracle.correct(differs)
+    oracle.correct(keeps)
+    for key, of in kept.items():
+        yield from (f"{each:.0f} %" for each in of)
+        mean = statistics.mean(of)
+        reach = oracle.quantile(df) * error[key]
+        yield f"{mean:.0f} % [{mean - reach:.0f}, {mean + reach:.0f}]"
+        is_lost = t[key] < 0 and differs[key, ""]["p_holm"] < 0.05
+        verdict = "loses more than 20 %" if is_lost else "undecided"
+        yield "keeps at least 80 %" if keeps[key, ""]["p_holm"] < 0.05 else verdict
+
+
+def customers() -> Iterator[str]:
+    for setup in stage_3():
+        yield f"{setup.mean('none'):.3f}"
+        yield f"{setup.mean('own'):.3f}"
+        yield f"{setup.mean('none') - setup.mean('own'):.2f}"
+
+
 def sentences() -> Iterator[str]:
     setup = setups("smollm2")["sst2"]
     head = setup.mean("head")
@@ -658,6 +698,8 @@ TABLES = {
     "powers": powers,
     "stored": stored,
     "signal": signal,
+    "shared_frames": shared_frames,
+    "customers": customers,
     "sentences": sentences,
     "sentence_pairs": sentence_pairs,
     "circuits": circuits,

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from comparison_tables import Cell, Grid, Line, Pair
 from comparisons import mean_loss
 from qpeft_lab.compare.paired import Paired
+from qpeft_lab.compare.stats import LEVEL, holm
 from qpeft_lab.compare.summary import Result, Summary
 from table_text import table
 from winners import summaries_of
@@ -39,6 +41,15 @@ HEADS = [
 ]
 RATES = (1, 2, 3, 4)  # the ends of the keys of stage 1
 TWINS = {"signs": "framed signs", "lie": "framed Lie rotations"}
+CUSTOMERS = {  # the texts of stage 3
+    "e2e": "E2E references",
+    "gsm8k": "GSM8K",
+    "grimm": "Grimm's tales",
+    "stories": "TinyStories",
+    "numpy": "NumPy's documentation",
+    "python": "Python's documentation",
+}
+MOST_LOST = 20.0  # per cent of the gain in the own frame: falsifier 4 of the protocol
 UPPER = [
     Pair("pauli", "signs"),
     *(Pair("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic", "lora_r5")),
@@ -101,6 +112,94 @@ def circuit_losses() -> str:
         )
     header = ["adapter", "parameters", "loss", "of LoRA's gain", "angles moved, radians"]
     return table(header, rows, numbers=4)
+
+
+class Frame(NamedTuple):
+    """How much of the gain in the own frame an adapter loses in another one, averaged over the texts
+    of stage 3, in per cent.
+    """
+
+    label: str
+    of_texts: list[float]
+    lost: Paired
+    decision: str
+
+    @property
+    def kept(self) -> str:
+        """The rest, with its interval."""
+        low, high = self.lost.interval()
+        return f"{100 - self.lost.mean:.0f} % [{100 - high:.0f}, {100 - low:.0f}]"
+
+
+def frames() -> list[Frame]:
+    """Stage 3: each frame that is not the own one, in the order of its study."""
+    summaries = stage_3()
+    some_summary = next(iter(summaries.values()))
+    labels = {
+        result.key: str(result.label)
+        for result in some_summary.results
+        if result.key not in ("none", "own", "lora_r8")
+    }
+    lost = {key: [lost_in(key, summary) for summary in summaries.values()] for key in labels}
+    averages = [over_texts(of_texts) for of_texts in lost.values()]
+    return [
+        Frame(label, of_texts, average, decision)
+        for label, of_texts, average, decision in zip(
+            labels.values(), lost.values(), averages, decisions_about_loss(averages), strict=True
+        )
+    ]
+
+
+def lost_in(key: str, summary: Summary) -> float:
+    """What an adapter loses in this frame, in per cent of its gain in the own one."""
+    own = test_loss(summary["own"])
+    return 100 * (test_loss(summary[key]) - own) / (test_loss(summary["none"]) - own)
+
+
+def over_texts(values: Sequence[float]) -> Paired:
+    return Paired(fmean(values), stdev(values) / math.sqrt(len(values)), len(values) - 1)
+
+
+def decisions_about_loss(lost: Sequence[Paired]) -> list[str]:
+    """Whether more or less than `MOST_LOST` is lost, after Holm's correction."""
+    beyond = [Paired(each.mean - MOST_LOST, each.error, each.df) for each in lost]
+    differs = holm([each.p for each in beyond])
+    keeps = holm([each.p / 2 if each.mean < 0 else 1.0 for each in beyond])  # one-sided
+    decided = []
+    for each, p_differs, p_keeps in zip(beyond, differs, keeps, strict=True):
+        if p_keeps < 1 - LEVEL:
+            decided.append("keeps at least 80 %")
+        elif each.mean > 0 and p_differs < 1 - LEVEL:
+            decided.append("loses more than 20 %")
+        else:
+            decided.append("undecided")
+    return decided
+
+
+def shared_frames() -> str:
+    """Stage 3: what each frame keeps of the gain in the own one, on each text and on average."""
+    header = ["frame", *(CUSTOMERS[name] for name in stage_3()), "mean", "decision"]
+    rows = [
+        [
+            frame.label,
+            *(f"{100 - each:.0f} %" for each in frame.of_texts),
+            frame.kept,
+            frame.decision,
+        ]
+        for frame in frames()
+    ]
+    return table(header, rows, numbers=len(header) - 2)
+
+
+def customers() -> str:
+    """Stage 3: losses without an adapter and with one in the own frame, by text."""
+    rows = []
+    for name, summary in stage_3().items():
+        untrained = test_loss(summary["none"])
+        adapted = test_loss(summary["own"])
+        gained = f"{untrained - adapted:.2f}"
+        rows.append([CUSTOMERS[name], f"{untrained:.3f}", f"{adapted:.3f}", gained])
+    return table(["text", "no adapter", "own frame", "gain, nats a token"], rows, numbers=3)
 
 
 def sentences() -> str:
@@ -168,6 +267,12 @@ def pairs_of(summary: Summary, pairs: Sequence[Pair]) -> Grid:
 def stage_1() -> Summary:
     """Framed circuits and their twins on all linear maps of SmolLM2, at four learning rates."""
     return summaries_of(SMOLLM2)["circuit-e2e"]
+
+
+def stage_3() -> dict[str, Summary]:
+    """The adapter of 392 parameters in several frames, by the text that it is trained on."""
+    found = summaries_of(SMOLLM2)
+    return {name: found[f"frames-{name}"] for name in CUSTOMERS if f"frames-{name}" in found}
 
 
 def stage_4() -> Summary:

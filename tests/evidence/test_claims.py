@@ -432,3 +432,24 @@ def test_what_the_gallery_says_about_its_verdicts_is_true():
         assert row["test_loss"] < losses["frozen"][seed]["test_loss"]
     moved = [verdict["angles_moved"] for verdict in verdicts.values()]
     assert 0.025 < min(moved) <= max(moved) < 0.045
+
+
+def test_pages_say_what_shared_frames_keep():
+    """A frame of all six texts keeps more than those of other texts, and these more than random ones."""
+    frames = {frame.label: frame for frame in smollm2_tables.frames()}
+    kept = {label: round(100 - frame.lost.mean) for label, frame in frames.items()}
+    shared, at_random = kept.pop("frame of all six texts"), kept.pop("random directions")
+    low, high = min(kept.values()), max(kept.values())
+
+    assert len(smollm2_tables.stage_3()) == 6
+    assert at_random < low <= high < shared
+    assert {frames[label].decision for label in kept} == {"loses more than 20 %"}
+    assert frames["frame of all six texts"].decision == "undecided"
+    assert says(f"it kept {shared} % of that gain, and in frames of other texts {low} to {high} %.")
+    assert says(f"In random directions it kept {at_random} %.")
+    assert says(f"For that of all six texts, which loses {100 - shared} %, this is undecided.")
+    pages = ["README.md", "CHANGELOG.md", "docs/small_adapters.md", "docs/quantum_peft.md"]
+    for page in pages:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert f"{shared} %" in text
+        assert f"{low} to {high} %" in text

@@ -28,7 +28,7 @@ _LOST = (
 _FRAME_FILE = (
     "its frames are {:,} bytes, stored with each adapter unless a frame file has them for all:"
     " write one with qpeft frames or qpeft.fit_frames(model, batches, save_to=FILE), and give it to"
-    " each as --frames FILE or frames=FILE"
+    " each as --frames FILE or frames=FILE. Make it from the texts of the adapters that will use it"
 )
 _LARGEST_RATE = (
     "its learning rate grows with the base; no base of this size was measured, so it is the largest"

@@ -28,7 +28,8 @@ def frames(
 
     An adapter trained with `qpeft train --frames FILE` stores its trained values and the hash of
     this file. The options are those of train. Give those that all adapters have, such as --share:
-    an adapter stores only the options in which it differs.
+    an adapter stores only the options in which it differs. Give the texts of all these adapters as
+    --data, such as a folder of .txt files: in frames of other texts they learn less.
 
     Examples:
 
