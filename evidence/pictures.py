@@ -137,7 +137,7 @@ PICTURES = {
     STATIC / "main_result.svg": Picture(partial(measured, FINAL), draw),
     STATIC / "quantum_adapters.svg": Picture(partial(measured, ADAPTERS), draw),
     STATIC / "smollm2_head.svg": Picture(head_picture.measured, head_picture.draw),
-    STATIC / "shared_frames.svg": Picture(frames_picture.measured, frames_picture.draw),
+    STATIC / "other_frames.svg": Picture(frames_picture.measured, frames_picture.draw),
     STATIC / "learning_rates.svg": Picture(rates_picture.measured, rates_picture.draw),
     STATIC / "real_model.svg": Picture(real_model.measured, real_model.draw),
     STATIC / "ready_adapters.svg": Picture(ready_adapters.measured, ready_adapters.draw),
