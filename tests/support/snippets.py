@@ -51,6 +51,7 @@ NOT_RUN = {
     "python benchmarks/": "takes minutes or hours; bench, kills and bad_files have tests",
     "python scripts/build_base.py": "an hour of training; tests/demo builds a small one",
     "--model minilm": "needs a base that is downloaded; tests/training has small encoders",
+    "export GLIBC_TUNABLES": "for a process that starts afterwards; tests/cli has the command's own",
     "qpeft base ": "downloads; tests/demo builds a tiny package",
     **dict.fromkeys(
         ("torchrun ", "accelerate launch", "fully_shard(", 'fsdp="', "full_state_dict=True"),
