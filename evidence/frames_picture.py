@@ -10,7 +10,8 @@ import dots
 import smollm2_tables
 from dots import Dots
 
-COLORS = {"shared": "#1559b7", "random directions": "#a34a00"}
+OF_TEXTS = "#1559b7"
+RANDOM = "#a34a00"
 
 
 def measured() -> list[dict[str, Any]]:
@@ -36,7 +37,7 @@ def draw(lines: list[dict[str, Any]]) -> Figure:
                 line["texts"],
                 line["mean"],
                 line["kept"],
-                COLORS.get(line["label"], COLORS["shared"]),
+                RANDOM if line["label"] == "random directions" else OF_TEXTS,
             )
             for line in lines
         ],

@@ -564,8 +564,10 @@ def shared_frames() -> Iterator[str]:
     t = {key: (statistics.mean(of) - 80) / error[key] for key, of in kept.items()}
     differs = {(key, ""): {"p": oracle.tail(abs(t[key]), df)} for key in kept}
     keeps = {(key, ""): {"p": above(t[key], df) if t[key] > 0 else 1.0} for key in kept}
-    oracle.correct(differs)
-    oracle.correct(keeps)
+    for found in (differs, keeps):
+        if "loras" not in kept:  # the sixth comparison of the protocol, which has not run
+            found["loras", ""] = {"p": 1.0}
+        oracle.correct(found)
     for key, of in kept.items():
         yield from (f"{each:.0f} %" for each in of)
         mean = statistics.mean(of)

@@ -50,6 +50,7 @@ CUSTOMERS = {  # the texts of stage 3
     "python": "Python's documentation",
 }
 MOST_LOST = 20.0  # per cent of the gain in the own frame: falsifier 4 of the protocol
+COMPARED_FRAMES = 6  # by the protocol; Holm's correction counts those that have not run, too
 UPPER = [
     Pair("pauli", "signs"),
     *(Pair("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic", "lora_r5")),
@@ -141,7 +142,7 @@ def frames() -> list[Frame]:
         if result.key not in ("none", "own", "lora_r8")
     }
     lost = {key: [lost_in(key, summary) for summary in summaries.values()] for key in labels}
-    averages = [over_texts(of_texts) for of_texts in lost.values()]
+    averages = [average(of_texts) for of_texts in lost.values()]
     return [
         Frame(label, of_texts, average, decision)
         for label, of_texts, average, decision in zip(
@@ -156,17 +157,16 @@ def lost_in(key: str, summary: Summary) -> float:
     return 100 * (test_loss(summary[key]) - own) / (test_loss(summary["none"]) - own)
 
 
-def over_texts(values: Sequence[float]) -> Paired:
-    return Paired(fmean(values), stdev(values) / math.sqrt(len(values)), len(values) - 1)
-
-
 def decisions_about_loss(lost: Sequence[Paired]) -> list[str]:
     """Whether more or less than `MOST_LOST` is lost, after Holm's correction."""
     beyond = [Paired(each.mean - MOST_LOST, each.error, each.df) for each in lost]
-    differs = holm([each.p for each in beyond])
-    keeps = holm([each.p / 2 if each.mean < 0 else 1.0 for each in beyond])  # one-sided
+    not_run = [1.0] * (COMPARED_FRAMES - len(lost))
+    differs = holm([*(each.p for each in beyond), *not_run])
+    keeps = holm(
+        [*(each.p / 2 if each.mean < 0 else 1.0 for each in beyond), *not_run]
+    )  # one-sided
     decided = []
-    for each, p_differs, p_keeps in zip(beyond, differs, keeps, strict=True):
+    for each, p_differs, p_keeps in zip(beyond, differs, keeps, strict=False):
         if p_keeps < 1 - LEVEL:
             decided.append("keeps at least 80 %")
         elif each.mean > 0 and p_differs < 1 - LEVEL:
@@ -322,6 +322,10 @@ def over_seeds(ours: Result, other: Result) -> Paired:
         {seed: row["test_loss"] for seed, row in result.successes.items()}
         for result in (ours, other)
     )
-    differences = [losses[seed] - others[seed] for seed in sorted(losses.keys() & others.keys())]
+    return average([losses[seed] - others[seed] for seed in sorted(losses.keys() & others.keys())])
+
+
+def average(differences: Sequence[float]) -> Paired:
+    """Their mean, with their own variation."""
     n = len(differences)
     return Paired(fmean(differences), stdev(differences) / math.sqrt(n) or 1e-12, n - 1)

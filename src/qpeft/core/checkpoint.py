@@ -173,8 +173,8 @@ def load(
         config = read_config(folder, frames)
         if options.get("key_mapping") and isinstance(config, GeneratedConfig):
             raise ConfigError(
-                "key_mapping renames tensors of stock adapters; this one is generated. Name its"
-                " modules as those of the base, in a base of the same architecture"
+                "key_mapping renames tensors of stock adapters; this one is generated:"
+                " load it on a base whose modules have the names that it was saved with"
             )
         host = getattr(config, "host", None) or {}  # of an attached adapter
         check_patterns(base, vars(config) | host)

@@ -341,7 +341,9 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
             )
 
     def scale(self) -> dict[str, Any] | None:
-        """The fields that scale the adapter, of the host if there is one; None without any."""
+        """The fields on which the adapter's effect depends, but no tensor: those that scale it, or
+        of a host nearly all; None without any.
+        """
         host = getattr(self, "host", None) or {}
         if host:  # None, too, as in a field without a value that gets one
             return as_json(

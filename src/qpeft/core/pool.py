@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from os.path import isdir  # which, unlike Path.is_dir, accepts names that are too long
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from peft import PeftConfig, PeftType, get_peft_model, get_peft_model_state_dict
@@ -199,7 +199,7 @@ class AdapterPool:
         for module in (tuner.model, *copies):
             module.register_forward_pre_hook(self._refuse_unselected)
 
-    def __reduce__(self) -> str:
+    def __reduce__(self) -> NoReturn:
         raise ConfigError(
             "a pool cannot be copied or pickled; make another one with a base of its own"
         )
