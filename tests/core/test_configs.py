@@ -6,7 +6,16 @@ import pickle
 
 import pytest
 import torch
-from peft import PeftConfig, get_peft_model, inject_adapter_in_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from variants import move
 
 import qpeft
 from qpeft.errors import ConfigError
@@ -84,6 +93,35 @@ def test_functions_of_peft_that_cannot_work_are_refused(config, llama):
     model.add_adapter("other", given)
     with pytest.raises(ConfigError):
         model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mean")
+
+
+@pytest.mark.parametrize(
+    "config", [qpeft.QAAConfig, qpeft.CUAConfig, qpeft.QuICConfig, qpeft.QuanTAConfig]
+)
+def test_injection_by_peft_works_without_a_generator(config, llama, ids, tmp_path):
+    """As docs/from_lora.md has it: as in a `PeftModel`."""
+    given = config(target_modules=["q_proj"])
+    whole = move(get_peft_model(copy.deepcopy(llama), given))
+    injected = inject_adapter_in_model(given, copy.deepcopy(llama))
+    set_peft_model_state_dict(injected, get_peft_model_state_dict(whole))
+
+    assert torch.equal(injected(ids).logits, whole(ids).logits)
+    assert not torch.equal(injected(ids).logits, llama(ids).logits)
+
+
+@pytest.mark.parametrize("config", [LoraConfig, qpeft.QAAConfig, qpeft.CUAConfig])
+def test_second_save_by_transformers_can_be_loaded(config, llama, ids, tmp_path):
+    """It writes the config before the weights, next to those of the save before."""
+    model = copy.deepcopy(llama)
+    model.add_adapter(config(target_modules=["q_proj"]))
+    for _ in range(2):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1
+        model.save_pretrained(tmp_path)
+
+    loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 GROUPS = {

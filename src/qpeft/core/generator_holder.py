@@ -213,7 +213,8 @@ class GeneratorHolder(nn.ModuleDict):
             raise ConfigError(
                 "this adapter acts in directions of the loss gradient, which are not known yet:"
                 " call qpeft.fit_frames(model, batches) with calibration batches first (about 64"
-                " blocks of training text)"
+                " blocks of training text). If this is a copy, such as the reference of TRL's"
+                " trainers, call it with save_to=FILE: copies read the frames from there"
             )
 
     def invalidate(self) -> None:

@@ -60,6 +60,25 @@ def referring(base, frames, **settings):
     return move(get_peft_model(copy.deepcopy(base), config))
 
 
+@pytest.mark.parametrize("to_file", [True, False])
+def test_copy_of_an_adapter_has_its_frames_from_the_file(llama, ids, tmp_path, to_file):
+    """As TRL's trainers make their reference: a new adapter of the same config, and its parameters."""
+    model = move(fitted(llama, ids, tmp_path / "frames" if to_file else None))
+    expected = model(ids).logits
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if ".default" in name:
+            model.get_parameter(name.replace(".default", ".ref")).data.copy_(parameter.data)
+    if not to_file:
+        with pytest.raises(ConfigError, match="call it with save_to=FILE"):
+            model.set_adapter("ref")
+            model(ids)
+        return
+
+    model.set_adapter("ref")
+    assert torch.equal(model(ids).logits, expected)
+
+
 def sha_of(file):
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
