@@ -1,4 +1,4 @@
-"""Row T of issue 67: one thread evaluates a model while another one trains it."""
+"""Row T of issue 67: one thread evaluates, saves or plans while another one trains; an interrupt."""
 
 import copy
 import sys
@@ -6,13 +6,23 @@ from threading import Event, Thread
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, peft_model
+from peft import (
+    BOFTConfig,
+    LoraConfig,
+    UniLoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    peft_model,
+)
+from peft.tuners.boft.layer import BOFTLayer
+from peft.tuners.unilora import UniLoraModel
 from torch import nn
 from variants import VARIANTS, Variant, kinds_first, move
 
 import qpeft
-from qpeft.core.binding import Binding
+from qpeft.core.binding import Binding, StandIn
 from qpeft.core.slots import Slot
+from qpeft.methods import plan as planning
 
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 LORA = Variant("lora", LoraConfig, {"target_modules": "all-linear"})
@@ -111,3 +121,105 @@ def test_t_slow_evaluation_does_not_replace_a_later_one():
     other.join()
 
     assert torch.equal(host.weight[0], generator.angles.sin())
+
+
+def in_threads(n, call):
+    threads = [Thread(target=call) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_t_plans_in_threads_leave_peft_as_it_is(llama, frequent_switches):
+    """What overlapped put the replacements of each other back, for good."""
+    names = ["block_butterfly_perm", "perm2mat"]
+    before = [getattr(BOFTLayer, name) for name in names]
+    drawing = UniLoraModel._assign_unilora_indices_and_scales
+    config = UniLoraConfig(theta_d_length=30, target_modules=["q_proj"], save_indices=False)
+
+    def plan():
+        for _ in range(3):
+            qpeft.plan(llama.config, config)
+
+    in_threads(3, plan)
+    assert [getattr(BOFTLayer, name) for name in names] == before
+    assert UniLoraModel._assign_unilora_indices_and_scales is drawing
+
+
+@pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")
+def test_t_boft_that_is_made_while_another_thread_plans_is_peft_s_own(llama, ids, monkeypatch):
+    base = copy.deepcopy(llama)
+    boft = BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=["q_proj"])
+    expected = base(ids).logits
+    made = []
+
+    def in_the_middle(model, config, **options):
+        if not made:
+            made.append(None)  # before the thread is started, whose call comes here, too
+            in_threads(1, lambda: made.append(get_peft_model(base, boft)(ids).logits))
+        return get_peft_model(model, config, **options)
+
+    monkeypatch.setattr(planning, "get_peft_model", in_the_middle)
+    qpeft.plan(llama.config, LoraConfig(target_modules=["q_proj"]))
+    assert torch.allclose(made[1], expected, atol=1e-6)
+
+
+def test_t_exact_values_of_one_thread_leave_the_backend_of_others(llama, ids, adapters):
+    """What an export, a save and a merge need; in another thread the circuits run on the backend."""
+    model = adapters.qpa(llama)
+    first = qpeft.set_backend(model, shots=2000)
+    holder = model.base_model.generators
+    holder_is_exact, may_end = Event(), Event()
+    exact = []
+
+    def compute():
+        with holder.exact():
+            holder_is_exact.set()
+            may_end.wait(30)
+            exact.append(adapters.logits(model, ids))
+
+    thread = Thread(target=compute)
+    thread.start()
+    holder_is_exact.wait(30)
+    before = first.jobs.used["circuits"]
+    adapters.train(model, ids, steps=2)
+    assert first.jobs.used["circuits"] == before + 2 * first.circuits_per_step
+
+    second = qpeft.set_backend(model, shots=3000)
+    may_end.set()
+    thread.join()
+    assert holder["default"].feature.backend.jobs is second.jobs
+    assert second.jobs.used["circuits"] == 0
+    qpeft.set_backend(model)
+    assert torch.equal(exact[0], adapters.logits(model, ids))
+
+
+@pytest.mark.parametrize("kind", [StandIn, torch.Tensor])
+def test_interrupt_between_two_tensors_leaves_none_of_an_earlier_value(
+    llama, ids, adapters, kind, monkeypatch
+):
+    """Ctrl-C while they are placed; then a layer is called alone, with weights from a checkpoint."""
+    other = move(adapters.qpa(copy.deepcopy(llama)), seed=2).state_dict()
+    model = move(adapters.qpa(llama))
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    inputs = torch.ones(1, layer.in_features)
+    put = Slot.put
+    placed = []
+
+    def interrupted(slot, value):
+        if isinstance(value, StandIn) == (kind is StandIn):
+            placed.append(slot)
+            if len(placed) == 2:
+                raise KeyboardInterrupt
+        put(slot, value)
+
+    monkeypatch.setattr(Slot, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        adapters.train(model, ids, steps=1)
+    monkeypatch.undo()
+    model.load_state_dict(other)
+    with torch.no_grad():
+        alone = layer(inputs)
+        model(ids)
+        assert torch.equal(alone, layer(inputs))

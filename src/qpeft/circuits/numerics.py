@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from math import isfinite
+from threading import RLock
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,17 +19,21 @@ from qpeft.errors import ConfigError, TrainingError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_default_dtype = RLock()
+
+
 @contextmanager
 def float32_by_default() -> Iterator[None]:
     """Within: new tensors are float32, whatever `torch.set_default_dtype` has set, such as bfloat16
     while a base model is made.
     """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with _default_dtype:  # of the process: threads put back what they have found one at a time
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def cached_tables(function: F) -> F:

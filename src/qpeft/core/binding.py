@@ -60,6 +60,7 @@ from torch.optim.optimizer import (
 from torch.utils._pytree import tree_map_only
 
 from qpeft.circuits.numerics import refuse_second_derivative, refuse_transforms
+from qpeft.core.generator import circuits_in
 from qpeft.core.replication import Replicas, keep_whole, n_processes, refuse_sharded
 from qpeft.core.slots import Slot, refuse_hook, refuse_write
 from qpeft.errors import QpeftWarning, TrainingError
@@ -173,7 +174,10 @@ class Binding:
         self._evaluation: Evaluation | None = None
         self._tensors: list[Tensor] = []  # views of its flat value, one for each slot
         self._stand_ins: list[StandIn] = []
-        self._is_placed = False  # whether the slots hold tensors, not stand-ins
+        # What all slots hold: `_tensors`, or stand-ins. Neither while they change, where Ctrl-C may
+        # leave some of both.
+        self._is_placed = False
+        self._has_stand_ins = False
         # of other adapters a part has no gradient at first where all of them work, as in QAA
         is_watched = generator.is_coupled and all(".lora_" in slot.label for slot in slots)
         self._gradients = Gradients(watched=self.sizes if is_watched else ())
@@ -310,7 +314,7 @@ class Binding:
         for slot in self.slots:
             slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
         self._stand_ins = []
-        self._is_placed = True  # until stand-ins of this dtype are placed
+        self._has_stand_ins = False  # of this dtype
         self.invalidate()
 
     def restore_precision(self) -> None:
@@ -342,10 +346,11 @@ class Binding:
         with _lock:
             if not self._stand_ins:
                 self._stand_ins = [StandIn.of(self, i) for i in range(len(self.slots))]
-            if self._is_placed:
+            if not self._has_stand_ins:
                 self._is_placed = False
                 for slot, stand_in in zip(self.slots, self._stand_ins, strict=True):
                     slot.put(stand_in)
+                self._has_stand_ins = True
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
@@ -431,6 +436,7 @@ class Binding:
 
     def _place(self) -> None:
         if not self._is_placed:
+            self._has_stand_ins = False
             for slot, tensor in zip(self.slots, self._tensors, strict=True):
                 slot.put(tensor)
             self._is_placed = True
@@ -458,9 +464,10 @@ class Binding:
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, such as `torch.save(model)`: without the evaluation, and its graph."""
         gradients = Gradients(watched=self._gradients.watched)
-        fresh = {"_evaluation": None, "_evaluate": self.generator, "_is_placed": True}
+        fresh = {"_evaluation": None, "_evaluate": self.generator}
         empty: dict[str, Any] = {"_tensors": [], "_stand_ins": []}
-        return {**vars(self), **fresh, **empty, "_gradients": gradients}
+        placed = {"_is_placed": False, "_has_stand_ins": False}
+        return {**vars(self), **fresh, **empty, **placed, "_gradients": gradients}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -711,7 +718,10 @@ def _no_copy(memo: dict[int, Any]) -> None:
 def _key(generator: Generator) -> tuple[Any, ...]:
     tensors = [*generator.parameters(), *generator.buffers()]
     # tensors made in inference mode, such as by a server that loads in it, have no version
-    return tuple((t.data_ptr(), t.is_inference() or t._version, t.device) for t in tensors)
+    states = [(t.data_ptr(), t.is_inference() or t._version, t.device) for t in tensors]
+    # which differ between threads while one of them needs exact values
+    backends = [circuit.backend for circuit in circuits_in(generator)]
+    return *states, *backends
 
 
 def _before_loading(generator: Generator, *_: Any) -> None:

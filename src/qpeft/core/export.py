@@ -71,7 +71,8 @@ def export(
 
     Args:
         model: A PeftModel with an adapter that is generated, or with SoRA, whose gates are folded
-            in, or with a rotation that is an OFT; not changed.
+            in, or with a rotation that is an OFT; not changed. No other thread may train it
+            meanwhile: for the comparison it is in eval mode.
         directory: The folder; an earlier export there is replaced but for a model card that the
             user wrote or changed, any other content refused.
         adapter_name: Which adapter.
@@ -232,7 +233,7 @@ def _differences(
         raise VerificationError(
             f"the exported adapter's logits differ from the live model's by {difference:.3g}, more"
             f" than {allowed:.1g}; nothing was saved. Stock PEFT may be unable to rebuild the state"
-            " of this base model"
+            " of this base model, or another thread trains it"
         )
     return {
         "max_logit_difference": difference,

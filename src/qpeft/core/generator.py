@@ -7,7 +7,9 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import local
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -101,6 +103,19 @@ class FullPrecision(nn.Module):
         super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
 
 
+_thread = local()  # how often this thread is within `exact_circuits`
+
+
+@contextmanager
+def exact_circuits() -> Iterator[None]:
+    """Within: this thread computes circuits exactly, whatever their backends. Others do not."""
+    _thread.exact = getattr(_thread, "exact", 0) + 1
+    try:
+        yield
+    finally:
+        _thread.exact -= 1
+
+
 class CircuitModule(nn.Module):
     """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if
     `qpeft.set_backend` has set one.
@@ -108,11 +123,20 @@ class CircuitModule(nn.Module):
     Or of several circuits of one ansatz; `angles`, in radians, then have a leading axis.
     """
 
-    backend: Callable[[Tensor], Tensor] | None = None  # instead of the exact simulator
+    _backend: Callable[[Tensor], Tensor] | None = None
     ansatz: Ansatz
     angles: Any  # called with `initial=True` for the angles before training
     is_trained: bool  # whether the angles are
     n_circuits: int = 1  # that an evaluation runs
+
+    @property
+    def backend(self) -> Callable[[Tensor], Tensor] | None:
+        """What runs the circuit instead of the exact simulator; None within `exact_circuits`."""
+        return None if getattr(_thread, "exact", 0) else self._backend
+
+    @backend.setter
+    def backend(self, run: Callable[[Tensor], Tensor] | None) -> None:
+        self._backend = run
 
     def run_on(self, jobs: Jobs) -> CircuitRun:
         """What runs the circuit in training, as jobs of a backend.

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from qpeft.core.binding import Binding
 from qpeft.core.config import GeneratedConfig
-from qpeft.core.generator import CircuitModule, Generator, State, circuits_in
+from qpeft.core.generator import (
+    CircuitModule,
+    Generator,
+    State,
+    circuits_in,
+    exact_circuits,
+)
 from qpeft.core.half_precision import measured_merge
 from qpeft.core.replication import is_sharded, refuse_sharded
 from qpeft.core.slots import Slot
@@ -239,13 +245,18 @@ class GeneratorHolder(nn.ModuleDict):
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Within: every computation is exact, whatever backend trains the adapter."""
-        backends = {c: c.backend for c in circuits_in(self) if c.backend is not None}
-        self.run_on(dict.fromkeys(backends))
-        try:
+        """Within: every computation of this thread is exact, whatever backend trains the
+        adapter.
+        """
+        if all(circuit.backend is None for circuit in circuits_in(self)):
             yield
+            return
+        self.invalidate()
+        try:
+            with exact_circuits():
+                yield
         finally:
-            self.run_on(backends)
+            self.invalidate()
 
     def run_on(self, backends: Mapping[CircuitModule, Any]) -> None:
         """Run each circuit on its backend from now on; None: the exact simulator."""

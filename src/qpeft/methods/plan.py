@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock, get_ident
 from typing import Any
 from unittest.mock import patch
 
@@ -227,11 +228,13 @@ def _adapt(model: nn.Module, config: Any) -> Any:
         config = copy.copy(config)  # the counts need the initialization
         config.init_lora_weights = True  # PiSSA and others need weights
     # Uni-LoRA would draw an index for each parameter of its LoRA, which takes seconds
-    drawing: Any = patch.object(UniLoraModel, "_assign_unilora_indices_and_scales")
+    drawing: Any = _replaced(
+        UniLoraModel, _assign_unilora_indices_and_scales=lambda *args, **kwargs: None
+    )
     if getattr(config, "save_indices", True):  # the indices are counted, or it is another method
         drawing = nullcontext()
     # BOFT would make and read matrices of permutations
-    permuting = patch.multiple(
+    permuting = _replaced(
         BOFTLayer,
         block_butterfly_perm=lambda _, n, *rest: n,
         perm2mat=lambda _, n: torch.empty(n, n),
@@ -247,6 +250,30 @@ def _adapt(model: nn.Module, config: Any) -> Any:
     if init == "olora" or str(init).startswith("pissa"):
         _narrow_factors(adapted)
     return adapted
+
+
+_replacing = RLock()
+
+
+@contextmanager
+def _replaced(owner: type, **replacements: Callable[..., Any]) -> Iterator[None]:
+    """Within: this thread calls these in place of methods of a class of PEFT; other threads, which
+    may make adapters meanwhile, call the methods.
+    """
+    thread = get_ident()
+
+    def chosen(name: str) -> Callable[..., Any]:
+        method = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called = replacements[name] if get_ident() == thread else method
+            return called(*args, **kwargs)
+
+        return call
+
+    # one at a time: each puts back what it has found
+    with _replacing, patch.multiple(owner, **{name: chosen(name) for name in replacements}):
+        yield
 
 
 def _narrow_factors(adapted: nn.Module) -> None:
