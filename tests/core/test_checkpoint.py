@@ -10,6 +10,7 @@ import torch
 from folders import edit_config, rewrite
 from peft import PeftModel
 from safetensors.torch import save_file
+from variants import VARIANTS, kinds_first
 
 import qpeft
 from qpeft.errors import CheckpointError
@@ -152,6 +153,35 @@ def test_load_adapter_of_another_seed_raises_and_changes_nothing(saved, ids, ada
     with pytest.raises(CheckpointError, match="has other initial values or settings"):
         other.load_adapter(str(folder), "default")
     assert torch.equal(adapters.logits(other, ids), before)
+
+
+OF_BASE = "base_model.model.model.layers.0.post_attention_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    "name, load",
+    [
+        *((name, qpeft.load) for name in kinds_first(VARIANTS)),
+        *((name, PeftModel.from_pretrained) for name in ("qpa", "sora", "cua")),
+    ],
+)
+def test_weight_of_the_base_in_the_file_is_refused(llama, tmp_path, name, load):
+    """It replaced that of the base, below every adapter of the model."""
+    qpeft.save(VARIANTS[name].adapt(copy.deepcopy(llama)), tmp_path / "a")
+    rewrite(tmp_path / "a", lambda tensors: {**tensors, OF_BASE: torch.zeros(16)})
+    before = llama.model.layers[0].post_attention_layernorm.weight.clone()
+    with pytest.raises(CheckpointError, match=r"unknown .*post_attention_layernorm"):
+        load(llama, tmp_path / "a")
+    assert torch.equal(llama.model.layers[0].post_attention_layernorm.weight, before)
+
+
+@pytest.mark.parametrize("name", ["qpa", "sora", "cua"])
+def test_copied_modules_that_the_config_no_longer_names_are_refused(llama, tmp_path, name):
+    model = VARIANTS[name].adapt(copy.deepcopy(llama), modules_to_save=["norm"])
+    qpeft.save(model, tmp_path / "a")
+    edit_config(tmp_path / "a", modules_to_save=None)
+    with pytest.raises(CheckpointError, match=r"unknown .*norm"):
+        qpeft.load(llama, tmp_path / "a")
 
 
 def test_adapter_with_a_damaged_auto_mapping_is_saved_again(saved, tmp_path):

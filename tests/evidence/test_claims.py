@@ -436,25 +436,43 @@ def test_what_the_gallery_says_about_its_verdicts_is_true():
 
 
 def test_pages_say_what_shared_frames_keep():
-    """A frame of all six texts keeps more than those of other texts, and these more than random ones."""
+    """A frame of all six texts keeps more than those of other texts, these more than random ones; of
+    these that of twenty LoRAs keeps most, on each text.
+    """
     frames = {frame.label: frame for frame in smollm2_tables.frames()}
     kept = {label: round(100 - frame.lost.mean) for label, frame in frames.items()}
     shared, at_random = kept.pop("frame of all six texts"), kept.pop("random directions")
     low, high = min(kept.values()), max(kept.values())
 
-    assert len(smollm2_tables.stage_3()) == 6
+    summaries = smollm2_tables.stage_3().values()
+    assert len(summaries) == 6
     assert at_random < low <= high < shared
     shown = {label for label, frame in frames.items() if frame.decision == "loses more than 20 %"}
     assert shown == {"frame of WikiText-2", "random directions"}
     assert {frame.decision for frame in frames.values()} == {"loses more than 20 %", "undecided"}
     beyond = [frame.lost._replace(mean=frame.lost.mean - 20).p for frame in frames.values()]
-    corrected = dict(zip(frames, holm([*beyond, 1.0]), strict=False))
+    corrected = dict(zip(frames, holm(beyond), strict=True))
     for label in ("frame of Shakespeare", "frame of a mixture"):
         assert f"{corrected[label]:.3f}" == "0.052"
     assert says("miss this by little (p = 0.052)")
     assert says(f"it kept {shared} % of that gain, and in frames of other texts {low} to {high} %.")
     assert says(f"In random directions it kept {at_random} %.")
     assert says(f"For that of all six texts, which loses {100 - shared} %, it is undecided, too;")
+    assert says(f"Each of the frames of other texts loses {100 - high} to {100 - low} %.")
+    assert kept["frame of twenty LoRAs"] == high
+    assert says(f"that of twenty LoRAs kept most, {high} %.")
+    lost = {label: frame.of_texts for label, frame in frames.items()}
+    for label in kept.keys() - {"frame of twenty LoRAs"}:
+        pairs = zip(lost["frame of twenty LoRAs"], lost[label], strict=True)
+        assert all(mine < other for mine, other in pairs)
+
+    shares = []
+    for summary in summaries:
+        untrained, own, lora = (
+            smollm2_tables.test_loss(summary[key]) for key in ("none", "own", "lora_r8")
+        )
+        shares.append(round(100 * (untrained - own) / (untrained - lora)))
+    assert says(f"the adapter reaches {min(shares)} to {max(shares)} % of the gain of LoRA r=8")
     pages = ["README.md", "CHANGELOG.md", "docs/small_adapters.md", "docs/quantum_peft.md"]
     for page in pages:
         text = (ROOT / page).read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 from threading import Event, Thread
 
 import pytest
@@ -17,6 +18,7 @@ from peft import (
 from peft.tuners.boft.layer import BOFTLayer
 from peft.tuners.unilora import UniLoraModel
 from torch import nn
+from transformers import LlamaConfig
 from variants import VARIANTS, Variant, kinds_first, move
 
 import qpeft
@@ -145,6 +147,23 @@ def test_t_plans_in_threads_leave_peft_as_it_is(llama, frequent_switches):
     in_threads(3, plan)
     assert [getattr(BOFTLayer, name) for name in names] == before
     assert UniLoraModel._assign_unilora_indices_and_scales is drawing
+
+
+def test_t_suggestions_in_threads_leave_the_default_dtype_and_the_warnings(frequent_switches):
+    """Both are of the process: what overlapped put back what the other one had set."""
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=512,
+        dtype="bfloat16",
+    )
+    filters = list(warnings.filters)
+
+    in_threads(3, lambda: qpeft.suggest(config, parameters=400))
+    assert torch.get_default_dtype() == torch.float32
+    assert warnings.filters == filters
 
 
 @pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")

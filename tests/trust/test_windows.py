@@ -4,6 +4,7 @@ are those of a plain PyTorch loop.
 
 import copy
 import warnings
+from threading import Thread
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from variants import VARIANTS, move, trained
 
 import qpeft
 from qpeft.core import binding
+from qpeft.core.generator_holder import holder_of
 from qpeft.errors import QpeftWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
@@ -239,3 +241,45 @@ def test_adapter_loads_and_answers_in_inference_mode(make, llama, ids, tmp_path)
     with torch.inference_mode():
         loaded = qpeft.load(llama, tmp_path)
         assert torch.equal(loaded(ids).logits, saved(ids).logits)
+
+
+def window(model, inputs, set_sync):
+    """The gradients of two micro-batches, the first of which waits for the second."""
+    model.zero_grad()
+    for n, ids in enumerate(inputs):
+        set_sync(n == 1)
+        loss(model, ids).backward()
+    return [parameter.grad.clone() for parameter in trained(model)]
+
+
+@pytest.mark.parametrize("place", ["_mark", "_awaits_more"])
+@pytest.mark.parametrize("ends", ["evaluates", "forgets"])
+def test_other_thread_in_a_backward_pass_of_a_window_changes_no_gradient(
+    make, ids, set_sync, monkeypatch, place, ends
+):
+    """It came before the marks and took them for cleared, or counted a micro-batch twice."""
+    model = make().eval()
+    inputs = [ids, ids.flip(0).roll(1, 1)]
+    expected = window(model, inputs, set_sync)
+    own = getattr(binding, place)
+    threads = []
+
+    def disturb():
+        if ends == "evaluates":
+            with torch.no_grad():
+                model(input_ids=ids)
+        else:
+            for each in holder_of(model).bindings.values():
+                each.invalidate()  # as a save does while a backend trains
+
+    def in_the_middle(*args):
+        answer = own(*args)
+        if len(threads) < 2:
+            threads.append(Thread(target=disturb))
+            threads[-1].start()
+            threads[-1].join()
+        return answer
+
+    monkeypatch.setattr(binding, place, in_the_middle)
+    torch.testing.assert_close(window(model, inputs, set_sync), expected, atol=1e-6, rtol=1e-4)
+    assert threads

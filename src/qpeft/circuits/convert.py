@@ -21,6 +21,7 @@ from torch import Tensor
 from qpeft.circuits.ansatz import Ansatz, Gate, ansatz_names, register_ansatz
 from qpeft.circuits.numerics import check_tensor
 from qpeft.errors import ConfigError, QpeftWarning, needs
+from qpeft.quiet import quiet
 from qpeft.user_code import errors_as
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
 
     def operations_at(angles: Tensor) -> list[Any]:
         # gates that do not decompose are refused here
-        with warnings.catch_warnings(action="ignore"):
+        with quiet("pennylane"):
             tapes: Any = decompose(  # pyright: ignore
                 make_tape(angles.view(shape)), gate_set=gate_set
             )[0]

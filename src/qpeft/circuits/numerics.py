@@ -19,7 +19,7 @@ from qpeft.errors import ConfigError, TrainingError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_default_dtype = RLock()
+default_dtype = RLock()  # while qpeft changes that of the process
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def float32_by_default() -> Iterator[None]:
     """Within: new tensors are float32, whatever `torch.set_default_dtype` has set, such as bfloat16
     while a base model is made.
     """
-    with _default_dtype:  # of the process: threads put back what they have found one at a time
+    with default_dtype:  # of the process: threads put back what they have found one at a time
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:

@@ -43,7 +43,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from threading import RLock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 
 
 _lock = RLock()  # a thread can evaluate a model while another one trains it
+_deferring = Lock()  # while a deferred gradient is replaced; no work of a device is awaited within
 
 
 class Evaluation:
@@ -110,6 +111,13 @@ class Evaluation:
         return all(map(torch.equal, parameters, self._copies))
 
 
+class _Pending:
+    """A callback of a backward pass that does nothing: it is alive as long as the pass is."""
+
+    def __call__(self) -> None:
+        pass
+
+
 @dataclass
 class Gradients:
     """What the autograd nodes of a binding share with it.
@@ -126,6 +134,29 @@ class Gradients:
     reached: Tensor | None = None  # (slots,), bool: which had a gradient other than 0
     # whether a backward pass may wait for the next one: the optimizer never stepped in between
     may_wait: bool = True
+    # alive during the backward pass that deferred last, whose marks are not in `grad` yet
+    pending: weakref.ref[_Pending] | None = None
+
+    @property
+    def is_marking(self) -> bool:
+        """Whether marks are on their way: in another thread they must not count as cleared."""
+        return self.pending is not None and self.pending() is not None
+
+    def take(self) -> Tensor | None:
+        """The deferred gradient, which no longer waits."""
+        with _deferring:
+            gradient, self.deferred = self.deferred, None
+        return gradient
+
+    def defer(self, gradient: Tensor, trained: list[bool]) -> None:
+        """Add to the deferred gradient, in the backward pass that will mark the parameters."""
+        pending = _Pending()
+        engine: Any = torch.autograd.Variable._execution_engine
+        engine.queue_callback(pending)  # the pass has the only reference
+        with _deferring:
+            self.pending = weakref.ref(pending)
+            self.deferred = gradient if self.deferred is None else self.deferred + gradient
+            self.trained = trained
 
     def watch(self, gradient: Tensor) -> None:
         """Record which slots the gradient (P,) reaches, without waiting for an accelerator."""
@@ -140,8 +171,9 @@ class Gradients:
         Those that were frozen in the meantime, such as by a change of the adapter, get theirs as
         well, as those of stock LoRA have it already. `flat()` is called while none is frozen.
         """
-        gradient, self.deferred = self.deferred, None
-        assert gradient is not None
+        gradient = self.take()
+        if gradient is None:  # another thread was faster
+            return
         if self.watched:
             self.watch(gradient)
         pairs = zip(parameters, self.trained, strict=True)
@@ -280,8 +312,8 @@ class Binding:
             )
             with torch.inference_mode(False), torch.set_grad_enabled(trained), unhooked:
                 self.flush()  # through the graph of the values it belongs to
+                self._tensors = []  # before, as Ctrl-C may come in between
                 current = self._evaluation = Evaluation(self._evaluate, self.generator)
-            self._tensors = []
         has_node = bool(self._tensors) and self._tensors[0].requires_grad
         needs_node = builds_graph and (has_new_node or not has_node)
         is_frozen = has_node and not trained  # since then
@@ -416,8 +448,9 @@ class Binding:
         """Run the backward pass of the generator for deferred gradients."""
         with _lock:
             self._forget_cleared()
-            if self._gradients.deferred is not None:
-                self._gradients.flush(self.generator.parameters(), self._flat)
+            gradients = self._gradients
+            if gradients.deferred is not None and not gradients.is_marking:
+                gradients.flush(self.generator.parameters(), self._flat)
 
     def _flat(self) -> Tensor:
         """The flat value (P,) with a graph."""
@@ -429,10 +462,11 @@ class Binding:
         """Forget deferred gradients if somebody has cleared `grad`: an interrupted window must not
         leak into the next.
         """
-        if self._gradients.deferred is not None and not any(
-            p.grad is not None and p.grad.any() for p in self.generator.parameters()
-        ):
-            self._gradients.deferred = None
+        gradients = self._gradients
+        if gradients.deferred is None or gradients.is_marking:
+            return
+        if not any(p.grad is not None and p.grad.any() for p in self.generator.parameters()):
+            gradients.take()
 
     def _place(self) -> None:
         if not self._is_placed:
@@ -573,14 +607,12 @@ class _Boundary(torch.autograd.Function):
                     " backward pass, take for the whole; use"
                     " activation_checkpointing_kwargs={'use_reentrant': False}"
                 )
-            deferred = gradients.deferred
             if gradients.may_wait and _awaits_more() and not has_hooks:  # they want gradients
-                gradients.deferred = gradient + (0 if deferred is None else deferred)
-                gradients.trained = trained
+                gradients.defer(gradient, trained)
                 return (None, None, *map(_mark, ctx.parameters))
+            deferred = gradients.take()
             if deferred is not None:
                 gradient = gradient + deferred
-                gradients.deferred = None
                 _unmark(ctx.parameters)
             if gradients.watched:
                 gradients.watch(gradient)

@@ -49,7 +49,7 @@ from torch import nn
 
 from qpeft.checks import check_finite, unknown
 from qpeft.core.config import GeneratedConfig, check_weights, config_of, reading
-from qpeft.core.embeddings import resized, resized_embeddings
+from qpeft.core.embeddings import of_embeddings, resized, resized_embeddings
 from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.generator import State, is_fingerprint
 from qpeft.core.generator_holder import holder_of
@@ -326,10 +326,12 @@ def check_whole(model: Any, folder: Path, name: str) -> None:
     # rows of a resized base, which an adapter of the base before does not have
     state = model.state_dict()
     expected = expected - resized_embeddings(model, state).keys()
-    of_base = _saved_keys(model, name, state) - expected  # such as a tied head, which PEFT may add
+    # PEFT may add a tied head, and some tensors a second time; not other weights of the base
+    saved = _saved_keys(model, name, state) - expected
+    added = (saved - state.keys()) | of_embeddings(model, saved & state.keys())
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         present = set(file.keys())
-    _check_names(str(folder / WEIGHTS), present - of_base, expected)
+    _check_names(str(folder / WEIGHTS), present - added, expected)
 
 
 def _saved_keys(model: Any, name: str, present: State) -> set[str]:
@@ -366,7 +368,7 @@ def check_loaded(state: State, expected: State, model: Any, name: str, present: 
     # wrapper of the head, with bias="all" the biases in modules_to_save
     second = _saved_keys(model, name, present) - present.keys()
     loaded = {key: tensor for key, tensor in state.items() if key not in second}
-    of_base = loaded.keys() & present.keys() - expected.keys()
+    of_base = of_embeddings(model, loaded.keys() & present.keys() - expected.keys())
     check_tensors({k: tensor for k, tensor in loaded.items() if k not in of_base}, expected)
     for key in of_base:
         saved_shape = list(loaded[key].shape)

@@ -8,7 +8,8 @@ from.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -69,6 +70,23 @@ def without_adapters(module: Any) -> nn.Module:
         is_tuner = isinstance(module, BaseTunerLayer)
         module = getattr(module, "base_layer" if is_tuner else "original_module")
     return module
+
+
+def of_embeddings(model: Any, keys: Iterable[str]) -> set[str]:
+    """Those of the `keys` of a PeftModel's state dict that belong to the embedding or to the head of
+    its base: the only weights of a base that PEFT saves with an adapter.
+    """
+    base = model.get_base_model()
+    layers = []
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        with suppress(AttributeError, NotImplementedError):  # it has none
+            layers.append(getattr(base, name)())
+    of_layers = tuple(
+        f"{name}."
+        for name, module in model.named_modules(remove_duplicate=False)
+        if any(module is layer for layer in layers)
+    )
+    return {key for key in keys if key.startswith(of_layers)}
 
 
 def resized_embeddings(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

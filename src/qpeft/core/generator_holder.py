@@ -248,15 +248,15 @@ class GeneratorHolder(nn.ModuleDict):
         """Within: every computation of this thread is exact, whatever backend trains the
         adapter.
         """
-        if all(circuit.backend is None for circuit in circuits_in(self)):
-            yield
-            return
-        self.invalidate()
+        has_backend = any(circuit.backend is not None for circuit in circuits_in(self))
+        if has_backend:
+            self.invalidate()
         try:
-            with exact_circuits():
+            with exact_circuits():  # also if another thread sets a backend now
                 yield
         finally:
-            self.invalidate()
+            if has_backend:
+                self.invalidate()
 
     def run_on(self, backends: Mapping[CircuitModule, Any]) -> None:
         """Run each circuit on its backend from now on; None: the exact simulator."""

@@ -72,10 +72,12 @@ def _first_that_adds(model: nn.Module) -> _Measured | None:
             continue
         was_training = layer.training
         layer.eval()  # without dropout
-        inputs = inputs_of(layer)
-        plain = output_in_float32(layer.base_layer, inputs)
-        exact = output_in_float32(layer, inputs)
-        layer.train(was_training)
+        try:
+            inputs = inputs_of(layer)
+            plain = output_in_float32(layer.base_layer, inputs)
+            exact = output_in_float32(layer, inputs)
+        finally:
+            layer.train(was_training)
         if not torch.equal(exact, plain):
             return _Measured(name, layer, inputs, plain, exact)
     return None

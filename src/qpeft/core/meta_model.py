@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from qpeft.circuits.numerics import default_dtype
 from qpeft.errors import ConfigError
 
 # by PEFT's task type
@@ -115,7 +116,8 @@ def _new(config: PretrainedConfig, task_type: str | None, trust_remote_code: boo
         kind: Any = getattr(transformers, name, None)
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
             return kind(config)
-        with suppress(ValueError):  # the task or the class has no model for this config
+        # transformers sets the default dtype meanwhile, to that of the config
+        with default_dtype, suppress(ValueError):  # the class has no model for this config
             if kind is not None:
                 return kind.from_config(config, trust_remote_code=trust_remote_code)
     raise ConfigError(

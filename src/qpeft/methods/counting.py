@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from qpeft.errors import ConfigError, QpeftError
 from qpeft.methods.evidence import Design
 from qpeft.methods.plan import Plan, plan
 from qpeft.methods.registry import get
+from qpeft.quiet import quiet
 
 TASK = "CAUSAL_LM"
 _MANY_LAYERS = 8  # of a base whose adapters are counted on fewer layers first
@@ -112,7 +112,7 @@ class Counts:
             return settings, costs
         targets = get(design.method).defaults["target_modules"]
         settings = {"target_modules": targets, **settings, "frames": str(self._frames)}
-        with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
+        with quiet("peft"):  # on types of layers
             in_file = plan(self.model, config_of(design.method, settings))
         if in_file.trainable != costs.trainable:
             raise ConfigError("the frame file has fewer directions than frame_rank of this adapter")
@@ -128,7 +128,7 @@ class Counts:
         key = f"{id(base)} {design.method} {settings}"
         if key not in self._plans:
             config = config_of(design.method, settings)
-            with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
+            with quiet("peft"):  # on types of layers
                 costs = plan(base, config)
             if self._shares_frames and has_frames(design):
                 n_bytes = costs.stored_bytes - costs.sizes["frame_bytes"]
@@ -146,7 +146,7 @@ def config_of(method: str, settings: Mapping[str, Any]) -> PeftConfig:
     """A new PEFT config of a registered method."""
     record = get(method)
     fields = {**record.defaults, **settings, "task_type": TASK}
-    with warnings.catch_warnings(action="ignore"):  # PEFT's on projections that are not saved
+    with quiet("peft"):  # on projections that are not saved
         return record.config_class(**fields)
 
 

@@ -3,8 +3,8 @@
 It is that of the equal search of evidence/PROTOCOL.md: for each family of adapters at each budget
 the configuration that was best in the search, and test losses in the same setups (a base and a
 text). `evidence/suggest_evidence.py` makes it from the rows. Of bases above 50 million parameters it
-has stage 1 of evidence/smollm2/PROTOCOL.md: three families at one budget, at the learning rates that
-are suggested.
+has stages 1 and 2 of evidence/smollm2/PROTOCOL.md: ten families at one budget, at the learning rates
+that are suggested.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Design:
     #: they do not
     per_lora: int | None
     #: for each setup: base, base_parameters, data, steps, trainable, seeds; the mean test `loss` in
-    #: nats per token with its 95 % interval from `low` to `high`; the `share` of the reference's
-    #: gain; all with the best settings there
+    #: nats per token with its 95 % interval from `low` to `high`, None of a single seed; the `share`
+    #: of the reference's gain; all with the best settings there
     results: list[dict[str, Any]]
     #: normalizations of the base that the method trains; None: `settings` have its modules
     norms: Literal["all", "last"] | None = field(default=None, kw_only=True)

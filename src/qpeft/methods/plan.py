@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock, get_ident
@@ -271,8 +271,9 @@ def _replaced(owner: type, **replacements: Callable[..., Any]) -> Iterator[None]
 
         return call
 
-    # one at a time: each puts back what it has found
-    with _replacing, patch.multiple(owner, **{name: chosen(name) for name in replacements}):
+    with _replacing, ExitStack() as replaced:  # one at a time: each puts back what it has found
+        for name in replacements:
+            replaced.enter_context(patch.object(owner, name, chosen(name)))
         yield
 
 
