@@ -220,6 +220,8 @@ TABLES = {
     "signal": Table(smollm2_tables.signal, [SMOLLM2]),
     "circuits": Table(smollm2_tables.circuits, [SMOLLM2]),
     "circuit_losses": Table(smollm2_tables.circuit_losses, [SMOLLM2]),
+    "adapters_500": Table(smollm2_tables.adapters_500, [SMOLLM2]),
+    "order_500": Table(suggest_tables.order_500, [SMOLLM2, FINAL]),
     "shared_frames": Table(smollm2_tables.shared_frames, [SMOLLM2]),
     "customers": Table(smollm2_tables.customers, [SMOLLM2]),
     "sentences": Table(smollm2_tables.sentences, [SMOLLM2]),

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 import frames_picture
 import head_picture
+import order_picture
 import rates_picture
 import ready_adapters
 import real_model
@@ -137,6 +138,7 @@ PICTURES = {
     STATIC / "main_result.svg": Picture(partial(measured, FINAL), draw),
     STATIC / "quantum_adapters.svg": Picture(partial(measured, ADAPTERS), draw),
     STATIC / "smollm2_head.svg": Picture(head_picture.measured, head_picture.draw),
+    STATIC / "orders.svg": Picture(order_picture.measured, order_picture.draw),
     STATIC / "other_frames.svg": Picture(frames_picture.measured, frames_picture.draw),
     STATIC / "learning_rates.svg": Picture(rates_picture.measured, rates_picture.draw),
     STATIC / "real_model.svg": Picture(real_model.measured, real_model.draw),

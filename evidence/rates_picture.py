@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qpeft_lab.compare.rows import succeeded
-from smollm2_tables import stage_1
+from smollm2_tables import ordered, stage_1
 from suggest_evidence import validation_loss
 from winners import summaries_of
 
@@ -74,6 +74,9 @@ def _best_rates() -> Iterator[tuple[str, str, float]]:
     best = min(runs, key=validation_loss)
     assert best.lr is not None
     yield FAMILIES["framed"], "smollm2", best.lr
+    for adapter in ordered():  # stage 2 has two rates of each
+        if adapter.family in ("uni", "qpa"):
+            yield FAMILIES[adapter.family], "smollm2", adapter.best.rate
 
 
 def draw(found: dict[str, dict[str, list[float]]]) -> Figure:

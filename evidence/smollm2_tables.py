@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+import suggest_evidence
 from comparison_tables import Cell, Grid, Line, Pair
 from comparisons import mean_loss
 from qpeft_lab.compare.paired import Paired
@@ -50,7 +51,22 @@ CUSTOMERS = {  # the texts of stage 3
     "python": "Python's documentation",
 }
 MOST_LOST = 20.0  # per cent of the gain in the own frame: falsifier 4 of the protocol
-COMPARED_FRAMES = 6  # by the protocol; Holm's correction counts those that have not run, too
+ORDERED = {  # stage 2 at 500 parameters, by family
+    "framed": "framed circuits",
+    "signs": "framed signs",
+    "lie": "framed Lie rotations",
+    "core": "framed core",
+    "sb": "LoRA-SB",
+    "uni": "Uni-LoRA",
+    "tiny": "TinyLoRA",
+    "qpa": "QPA",
+    "xs": "LoRA-XS",
+    "gains": "gains of the last norm",
+}
+SMALL_BUDGET = 400  # of the small bases' order that it is compared with
+# of the keys of stage 2, by those of stage 1: the learning rate of the study file, and three times it
+ENDINGS = {"2": "1", "3": "3"}
+FRAMED = ("framed", "signs", "lie", "core", "sb")  # in frames of the gradient
 UPPER = [
     Pair("pauli", "signs"),
     *(Pair("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic", "lora_r5")),
@@ -160,13 +176,10 @@ def lost_in(key: str, summary: Summary) -> float:
 def decisions_about_loss(lost: Sequence[Paired]) -> list[str]:
     """Whether more or less than `MOST_LOST` is lost, after Holm's correction."""
     beyond = [Paired(each.mean - MOST_LOST, each.error, each.df) for each in lost]
-    not_run = [1.0] * (COMPARED_FRAMES - len(lost))
-    differs = holm([*(each.p for each in beyond), *not_run])
-    keeps = holm(
-        [*(each.p / 2 if each.mean < 0 else 1.0 for each in beyond), *not_run]
-    )  # one-sided
+    differs = holm([each.p for each in beyond])
+    keeps = holm([each.p / 2 if each.mean < 0 else 1.0 for each in beyond])  # one-sided
     decided = []
-    for each, p_differs, p_keeps in zip(beyond, differs, keeps, strict=False):
+    for each, p_differs, p_keeps in zip(beyond, differs, keeps, strict=True):
         if p_keeps < 1 - LEVEL:
             decided.append("keeps at least 80 %")
         elif each.mean > 0 and p_differs < 1 - LEVEL:
@@ -192,14 +205,97 @@ def shared_frames() -> str:
 
 
 def customers() -> str:
-    """Stage 3: losses without an adapter and with one in the own frame, by text."""
+    """Stage 3: losses without an adapter, with one in the own frame and with LoRA r=8, by text."""
     rows = []
     for name, summary in stage_3().items():
-        untrained = test_loss(summary["none"])
-        adapted = test_loss(summary["own"])
-        gained = f"{untrained - adapted:.2f}"
-        rows.append([CUSTOMERS[name], f"{untrained:.3f}", f"{adapted:.3f}", gained])
-    return table(["text", "no adapter", "own frame", "gain, nats a token"], rows, numbers=3)
+        untrained, adapted, lora = (test_loss(summary[key]) for key in ("none", "own", "lora_r8"))
+        share = f"{100 * (untrained - adapted) / (untrained - lora):.0f} %"
+        losses = [f"{loss:.3f}" for loss in (untrained, adapted, lora)]
+        rows.append([CUSTOMERS[name], *losses, share])
+    header = ["text", "no adapter", "own frame", "LoRA r=8", "own frame, of LoRA's gain"]
+    return table(header, rows, numbers=4)
+
+
+class Tried(NamedTuple):
+    """A run of an adapter of 500 parameters of stage 2, at one of its learning rates."""
+
+    rate: float
+    valid_loss: float
+    test_loss: float
+    trainable: int
+
+
+class Ordered(NamedTuple):
+    """An adapter of stage 2, at the learning rate with the lowest validation loss."""
+
+    family: str
+    best: Tried
+    small_share: float  # of LoRA's gain on the small bases, at 400 parameters
+
+
+def ordered() -> list[Ordered]:
+    """Stage 2 at 500 parameters: its adapters, the best first."""
+    small = {
+        key.partition("_")[0]: suggest_evidence.mean_share(design)
+        for key, design in suggest_evidence.designs().items()
+        if design["budget"] == SMALL_BUDGET
+    }
+    adapters = [
+        Ordered(family, min(tried_of(family), key=lambda run: run.valid_loss), small[family])
+        for family in ORDERED
+    ]
+    return sorted(adapters, key=lambda adapter: adapter.best.test_loss)
+
+
+def tried_of(family: str) -> list[Tried]:
+    """The runs of a family in stage 2 at two learning rates; those of three families are in stage
+    1.
+    """
+    summary = stage_2()
+    seed = summary.study.seeds[0]
+    of_stage_1 = family in ("framed", "signs", "lie")
+    runs = []
+    for in_stage_1, ending in ENDINGS.items():
+        result = (
+            stage_1()[f"{family}_{in_stage_1}"] if of_stage_1 else summary[f"{family}_{ending}"]
+        )
+        row = result.successes[seed]
+        assert result.lr is not None
+        runs.append(Tried(result.lr, row["valid_loss"], row["test_loss"], result.method.trainable))
+    return runs
+
+
+def small_places(adapters: Sequence[Ordered]) -> dict[str, int]:
+    """By family, its place on the small bases."""
+    in_order = sorted(adapters, key=lambda adapter: -adapter.small_share)
+    return {adapter.family: place for place, adapter in enumerate(in_order, start=1)}
+
+
+def share_500(adapter: Ordered) -> float:
+    """Of the gain of LoRA r=8 on all maps, in per cent."""
+    gained = test_loss(stage_2()["none"]) - adapter.best.test_loss
+    return 100 * gained / gain(summaries_of(SMOLLM2)["signal-e2e"])
+
+
+def adapters_500() -> str:
+    """Stage 2: the order of the adapters of 500 parameters, and that on the small bases."""
+    adapters = ordered()
+    small = small_places(adapters)
+    rows = [
+        [
+            ORDERED[adapter.family],
+            f"{place}",
+            f"{small[adapter.family]}",
+            f"{adapter.best.trainable:,}",
+            f"{adapter.best.rate:g}",
+            f"{adapter.best.test_loss:.3f}",
+            f"{share_500(adapter):.0f} %",
+        ]
+        for place, adapter in enumerate(adapters, start=1)
+    ]
+    places = ["place", "place on small bases"]
+    header = ["adapter", *places, "parameters", "rate", "loss", "of LoRA's gain"]
+    return table(header, rows, numbers=6)
 
 
 def sentences() -> str:
@@ -267,6 +363,11 @@ def pairs_of(summary: Summary, pairs: Sequence[Pair]) -> Grid:
 def stage_1() -> Summary:
     """Framed circuits and their twins on all linear maps of SmolLM2, at four learning rates."""
     return summaries_of(SMOLLM2)["circuit-e2e"]
+
+
+def stage_2() -> Summary:
+    """Adapters of 500 parameters on SmolLM2, at three learning rates each."""
+    return summaries_of(SMOLLM2)["adapters-500-e2e"]
 
 
 def stage_3() -> dict[str, Summary]:

@@ -3,8 +3,8 @@
     python evidence/suggest_evidence.py
     python evidence/suggest_evidence.py STUDY.yaml BASE [--rates]     # a study on a base that no search knows
 
-The results are those of `equal-search` and `equal-search-final`, and for large bases those of stage 1
-of the protocol on SmolLM2. A design is a family at a budget that has an adapter in every setup, with
+The results are those of `equal-search` and `equal-search-final`, and for large bases those of stages
+1 and 2 of the protocol on SmolLM2. A design is a family at a budget that has an adapter in every setup, with
 the configuration that is the best on average over the searches.
 """
 
@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache, partial
-from itertools import pairwise
+from itertools import pairwise, product
 from math import log, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -35,7 +35,7 @@ STUDY = ROOT / "evidence" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
 RATED = {"qpa": "QPA", "uni": "Uni-LoRA", "lora": "LoRA"}  # their learning rates must travel
-LARGE_BUDGET = 500  # of stage 1 on SmolLM2, whose adapters are those of
+LARGE_BUDGET = 500  # of stages 1 and 2 on SmolLM2, whose adapters have the places of those of
 LARGE_PLACE = 400  # on the small bases
 NEXT_HIGHER = 0.05  # the part that counts of what the next higher learning rate loses
 QUANTITIES = {  # of each base, which the best learning rate may depend on; norms: means over maps
@@ -69,6 +69,7 @@ WIDER = {  # the study names the modules of its two bases; these are those of fu
         ".*(attn\\.c_proj|o_proj|attention\\.dense|self_attn\\.out_proj|self_attn\\.dense)"
     ),
     ".*(mlp\\.c_proj|down_proj)": ".*(mlp\\.c_proj|down_proj|dense_4h_to_h|fc2)",
+    ".*down_proj": ".*(mlp\\.c_proj|down_proj|dense_4h_to_h|fc2)",
 }
 
 NORMS = {"@norms": "all", "@last-norm": "last"}  # of a study
@@ -125,40 +126,51 @@ def evidence() -> dict[str, Any]:
             "reference": "LoRA within 5,000 parameters",
             "designs": [of_library(design) for design in designs().values()],
             "lost": lost_by_budget,
-            "large": on_large_bases(),
+            "large": {label: of_library(each) for label, each in on_large_bases().items()},
             "large_reference": "LoRA r=8",
         }
     )
 
 
 def on_large_bases() -> dict[str, dict[str, Any]]:
-    """By the label of a design, the adapter of its family that stage 1 of the protocol on SmolLM2
-    measured at four learning rates.
+    """By the label of a design, the adapter of its family that stage 1 or 2 of the protocol on
+    SmolLM2 measured at several learning rates.
 
     The result is that of the learning rate that the rule for all bases chooses by validation losses,
-    averaged over the seeds.
+    averaged over the seeds; or the better one of two.
     """
-    stage_1, signal = (summaries_of("smollm2")[setup] for setup in ("circuit-e2e", "signal-e2e"))
+    of_smollm2 = summaries_of("smollm2")
+    signal = of_smollm2["signal-e2e"]
     untrained, reference = (mean_loss(signal[name]) for name in ("none", "lora_r8"))
+    lora_parameters = signal["lora_r8"].method.trainable // 8  # of LoRA r=1
     found = {}
-    for key, design in designs().items():
+    for (key, design), stage in product(
+        designs().items(), (of_smollm2["circuit-e2e"], of_smollm2["adapters-500-e2e"])
+    ):
         family = key.partition("_")[0]
-        runs = [result for result in stage_1.results if result.key.startswith(f"{family}_")]
+        runs = [result for result in stage.results if result.key.startswith(f"{family}_")]
         if not runs or budget_of(key) != LARGE_PLACE:
             continue
         by_rate = {run.lr: run for run in runs if run.lr}
         validation = {rate: validation_loss(run) for rate, run in by_rate.items()}
-        base = Path(stage_1.study.run.model).name
-        searched = Tuning(base, validation_loss(stage_1["none"]), 1.0, {**validation})
-        rate = safe_learning_rate([searched])
-        assert by_rate[rate].method.settings == {**design["settings"], design["vary"]: 1}
+        base = Path(stage.study.run.model).name
+        searched = Tuning(base, validation_loss(stage["none"]), 1.0, {**validation})
+        # of two, as in stage 2, the rule would always choose the lower one
+        has_search = len(validation) > 2
+        rate = (
+            safe_learning_rate([searched])
+            if has_search
+            else min(by_rate, key=lambda tried: validation[tried])
+        )
+        measured = by_rate[rate].method.settings.items()
+        settings = {name: value for name, value in measured if name != design["vary"]}
         found[design["label"]] = design | {
             "label": design["label"].replace(f"{LARGE_PLACE}", f"{LARGE_BUDGET}"),
+            "settings": _widened(settings),
             "budget": LARGE_BUDGET,
             "learning_rates": {"": rate, base: rate},
-            "results": [
-                setup_result(stage_1, by_rate[rate], untrained, reference, "E2E references")
-            ],
+            "per_lora": lora_parameters if family in GROWS else None,
+            "results": [setup_result(stage, by_rate[rate], untrained, reference, "E2E references")],
         }
     return found
 
@@ -269,11 +281,16 @@ def _design(spec: Method, budget: int) -> dict[str, Any]:
     return {
         "label": f"{label} parameters",
         "method": spec.method,
-        "settings": {name: WIDER.get(str(value), value) for name, value in spec.settings.items()},
+        "settings": _widened(spec.settings),
         "budget": budget,
         "vary": spec.vary,
         "values": spec.values,
     }
+
+
+def _widened(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the modules of further architectures."""
+    return {name: WIDER.get(str(value), value) for name, value in settings.items()}
 
 
 def setup_result(
@@ -285,7 +302,11 @@ def setup_result(
     assert result.metric is not None
     losses = [*result.metric.values.values()]
     mean = mean_loss(result)
-    reach = float(student.ppf(0.975, len(losses) - 1)) * stdev(losses) / sqrt(len(losses))
+    if len(losses) > 1:
+        reach = float(student.ppf(0.975, len(losses) - 1)) * stdev(losses) / sqrt(len(losses))
+        low, high = mean - reach, mean + reach
+    else:
+        low = high = None
     return {
         "base": Path(summary.study.run.model).name,
         "base_parameters": summary.study.params_total,
@@ -294,8 +315,8 @@ def setup_result(
         "trainable": result.method.trainable,
         "seeds": len(losses),
         "loss": mean,
-        "low": mean - reach,
-        "high": mean + reach,
+        "low": low,
+        "high": high,
         "share": (untrained - mean) / (untrained - reference),
     }
 

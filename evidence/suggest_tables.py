@@ -8,9 +8,10 @@ from itertools import product
 from statistics import NormalDist
 from typing import NamedTuple
 
-from scipy.stats import spearmanr
+from scipy.stats import kendalltau, spearmanr
 
 import comparisons
+import smollm2_tables
 import suggest_evidence
 from qpeft_lab.compare.summary import Summary
 from table_text import table
@@ -18,7 +19,7 @@ from winners import BUDGETS, SETUPS, summaries_of
 
 
 class Correlation(NamedTuple):
-    """Spearman's rank correlation with an interval of 95 %, over n adapters."""
+    """A rank correlation with an interval of 95 %, over n adapters."""
 
     value: float
     low: float
@@ -27,14 +28,26 @@ class Correlation(NamedTuple):
 
 
 def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> Correlation:
-    """The interval is that of Bonett and Wright (2000): artanh of the correlation is nearly normal,
+    """Spearman's; the interval is that of Bonett and Wright (2000): artanh of the correlation is nearly normal,
     with variance (1 + r^2 / 2) / (n - 3).
     """
     value = float(spearmanr(xs, ys).statistic)
-    error = math.sqrt((1 + value**2 / 2) / (len(xs) - 3))
-    reach = NormalDist().inv_cdf(0.975) * error
-    middle = math.atanh(value)
-    return Correlation(value, math.tanh(middle - reach), math.tanh(middle + reach), len(xs))
+    return _correlation(value, variance=(1 + value**2 / 2) / (len(xs) - 3), n=len(xs))
+
+
+def kendall_correlation(xs: Sequence[float], ys: Sequence[float]) -> Correlation:
+    """Kendall's tau; artanh of it is nearly normal, with variance 0.437 / (n - 4) (Fieller and
+    others, 1957).
+    """
+    value = float(kendalltau(xs, ys).statistic)
+    return _correlation(value, variance=0.437 / (len(xs) - 4), n=len(xs))
+
+
+def _correlation(value: float, variance: float, n: int) -> Correlation:
+    """With the interval of 95 % for artanh of it, whose variance this is."""
+    reach = NormalDist().inv_cdf(0.975) * math.sqrt(variance)
+    middle = math.atanh(value) if abs(value) < 1 else math.copysign(math.inf, value)
+    return Correlation(value, math.tanh(middle - reach), math.tanh(middle + reach), n)
 
 
 def order() -> str:
@@ -51,6 +64,28 @@ def order() -> str:
             texts.append(f"{n} adapters: {value:.2f} [{low:.2f}, {high:.2f}]")
         rows.append([f"{budget:,}", *texts])
     return table(["parameters, at most", *(SETUPS[setup] for setup in summaries)], rows)
+
+
+def order_500() -> str:
+    """Stage 2: Kendall's tau of the order on SmolLM2 with that on the small bases, also within those
+    in frames of the gradient and within the others.
+    """
+    adapters = smollm2_tables.ordered()
+    framed = [each for each in adapters if each.family in smollm2_tables.FRAMED]
+    others = [each for each in adapters if each not in framed]
+    rows = []
+    for label, group in [
+        ("all", adapters),
+        ("in frames of the gradient", framed),
+        ("the others", others),
+    ]:
+        value, low, high, n = kendall_correlation(
+            [each.small_share for each in group], [-each.best.test_loss for each in group]
+        )
+        # the approximation needs more than a handful
+        interval = f" [{low:.2f}, {high:.2f}]" if n > 5 else ""
+        rows.append([label, f"{n}", f"{value:.2f}{interval}"])
+    return table(["adapters", "number", "Kendall's tau"], rows, numbers=2)
 
 
 def order_within(summary: Summary, budget: int) -> Correlation:

@@ -109,9 +109,9 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     }
     tokens = {name: code.tokens for name, code in codes.items()}
     parts = [
-        Part("library, tokens", tokens["library"], 92_400, 78_000),
+        Part("library, tokens", tokens["library"], 92_800, 78_000),
         Part("laboratory, tokens", tokens["laboratory"], 106_500, 82_000),
-        Part("tests, tokens", tokens["tests"], 237_000, 168_000),
+        Part("tests, tokens", tokens["tests"], 238_000, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],

@@ -2,10 +2,11 @@
 
 import json
 import re
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 
 import pytest
 import yaml
+from scipy.stats import kendalltau
 from snippets import ROOT
 
 import comparison_tables
@@ -13,6 +14,7 @@ import comparisons
 import head_picture
 import rates_picture
 import smollm2_tables
+import suggest_tables
 import winners
 from qpeft_lab.compare.stats import holm
 from winners import BUDGETS, FINAL, summaries_of
@@ -354,10 +356,11 @@ def test_learning_rates_change_with_the_base_as_the_page_says():
     for of_base in medians.values():
         known = [of_base[base] for base in small if base in of_base]
         assert max(known) <= 3 * min(known) * (1 + 1e-9)
-    for family in ("LoRA", "QPA"):
-        lowest = min(medians[family][base] for base in small)
-        assert max(medians[family][base] for base in ("minilm", "smollm2")) < lowest
-    assert 5 < medians["QPA"]["embedded"] / medians["QPA"]["smollm2"] < 20
+    lowest = min(medians["LoRA"][base] for base in small)
+    assert max(medians["LoRA"][base] for base in ("minilm", "smollm2")) < lowest
+    on_head, in_all_maps = found["QPA"]["smollm2"]
+    assert 5 < medians["QPA"]["embedded"] / on_head < 20
+    assert in_all_maps == max(run.rate for run in smollm2_tables.tried_of("qpa")) == 0.009
     framed = medians["Quantum-PEFT in gradient frames"]
     rates = [result.lr for result in smollm2_tables.stage_1().results if result.lr]
     assert framed.pop("smollm2") == max(rates) == 0.018
@@ -370,6 +373,43 @@ def test_learning_rates_change_with_the_base_as_the_page_says():
     page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
     assert says("no median changes by more than a factor of three", page)
     assert says("keeps 0.002 on four bases; on SmolLM2 its best rate is the highest of", page)
+
+
+def test_pages_say_how_the_order_carries_over_to_smollm2():
+    """Falsifier 1 of its protocol, the places, and the rates that were better."""
+    adapters = smollm2_tables.ordered()
+    families = [adapter.family for adapter in adapters]
+    shares = [adapter.small_share for adapter in adapters]
+    losses = [adapter.best.test_loss for adapter in adapters]
+    value, low, high, n = suggest_tables.kendall_correlation(shares, [-loss for loss in losses])
+    assert value == pytest.approx(kendalltau(shares, losses).statistic * -1)
+    assert n == 10
+    assert value > 0.5
+    assert says(f"Kendall's tau of the ten adapters is {value:.2f} [{low:.2f}, {high:.2f}].")
+    assert {*families[:5]} == {*smollm2_tables.FRAMED}
+    small = smollm2_tables.small_places(adapters)
+    assert {family for family, place in small.items() if place <= 5} == {*families[:5]}
+    assert [small["gains"], families[-1]] == [6, "gains"]
+    others = families[5:-1]
+    assert others == sorted(others, key=lambda family: small[family])
+
+    tried = {family: smollm2_tables.tried_of(family) for family in families}
+    higher = [
+        adapter
+        for adapter in adapters
+        if adapter.best.rate == max(run.rate for run in tried[adapter.family])
+    ]
+    assert len(higher) == 7
+    assert says("For seven of the ten the higher one was better")
+    unit = smollm2_tables.gain(summaries_of("smollm2")["signal-e2e"])
+    spreads = [
+        100 * stdev(row["test_loss"] for row in result.successes.values()) / unit
+        for result in smollm2_tables.stage_1().results
+        if result.key[-2:] in ("_2", "_3")
+    ]
+    assert len(spreads) == 6
+    expected = f"a standard deviation of {min(spreads):.1f} to {max(spreads):.1f} %"
+    assert says(expected)
 
 
 def test_perplexities_of_the_recipe_are_those_of_its_rows():

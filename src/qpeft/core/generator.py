@@ -131,7 +131,10 @@ class CircuitModule(nn.Module):
 
     @property
     def backend(self) -> Callable[[Tensor], Tensor] | None:
-        """What runs the circuit instead of the exact simulator; None within `exact_circuits`."""
+        """What runs the circuit instead of the exact simulator: angles, float32, in the shape of the
+        ansatz -> probabilities (2^N,), float32. None without a backend, and where values must be
+        exact, as in an export.
+        """
         return None if getattr(_thread, "exact", 0) else self._backend
 
     @backend.setter

@@ -112,7 +112,7 @@ class Counts:
             return settings, costs
         targets = get(design.method).defaults["target_modules"]
         settings = {"target_modules": targets, **settings, "frames": str(self._frames)}
-        with quiet("peft"):  # on types of layers
+        with quiet("q?peft"):  # on types of layers, and fields without effect
             in_file = plan(self.model, config_of(design.method, settings))
         if in_file.trainable != costs.trainable:
             raise ConfigError("the frame file has fewer directions than frame_rank of this adapter")
@@ -128,7 +128,7 @@ class Counts:
         key = f"{id(base)} {design.method} {settings}"
         if key not in self._plans:
             config = config_of(design.method, settings)
-            with quiet("peft"):  # on types of layers
+            with quiet("q?peft"):  # on types of layers, and fields without effect
                 costs = plan(base, config)
             if self._shares_frames and has_frames(design):
                 n_bytes = costs.stored_bytes - costs.sizes["frame_bytes"]
@@ -146,7 +146,7 @@ def config_of(method: str, settings: Mapping[str, Any]) -> PeftConfig:
     """A new PEFT config of a registered method."""
     record = get(method)
     fields = {**record.defaults, **settings, "task_type": TASK}
-    with quiet("peft"):  # on projections that are not saved
+    with quiet("q?peft"):  # on projections that are not saved
         return record.config_class(**fields)
 
 
