@@ -368,7 +368,9 @@ def check_loaded(state: State, expected: State, model: Any, name: str, present: 
     # wrapper of the head, with bias="all" the biases in modules_to_save
     second = _saved_keys(model, name, present) - present.keys()
     loaded = {key: tensor for key, tensor in state.items() if key not in second}
-    of_base = of_embeddings(model, loaded.keys() & present.keys() - expected.keys())
+    others = loaded.keys() & present.keys() - expected.keys()
+    copied = {key for key in others if f".{name}." in f"{key}."}  # modules_to_save of this adapter
+    of_base = copied | of_embeddings(model, others)
     check_tensors({k: tensor for k, tensor in loaded.items() if k not in of_base}, expected)
     for key in of_base:
         saved_shape = list(loaded[key].shape)

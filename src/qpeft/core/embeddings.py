@@ -76,7 +76,8 @@ def of_embeddings(model: Any, keys: Iterable[str]) -> set[str]:
     """Those of the `keys` of a PeftModel's state dict that belong to the embedding or to the head of
     its base: the only weights of a base that PEFT saves with an adapter.
     """
-    base = model.get_base_model()
+    # of a model into which PEFT has injected the adapter, itself
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = []
     for name in ("get_input_embeddings", "get_output_embeddings"):
         with suppress(AttributeError, NotImplementedError):  # it has none
