@@ -10,7 +10,7 @@ import torch
 from folders import edit_config, rewrite
 from peft import PeftModel
 from safetensors.torch import save_file
-from variants import VARIANTS, kinds_first
+from variants import VARIANTS, kinds_first, move
 
 import qpeft
 from qpeft.errors import CheckpointError
@@ -176,6 +176,27 @@ def refuse_weight_of_the_base(llama, tmp_path, name, load):
     with pytest.raises(CheckpointError, match=r"unknown .*post_attention_layernorm"):
         load(llama, tmp_path / "a")
     assert torch.equal(llama.model.layers[0].post_attention_layernorm.weight, before)
+
+
+@pytest.mark.parametrize("name", ["qpa", "quantum_peft", "qaa", "cua", "attached to lora"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"modules_to_save": ["ln_f"]}, {"trainable_token_indices": {"wpe": [1, 2]}}],
+    ids=str,
+)
+def test_copied_modules_and_trained_rows_outside_of_the_embedding_are_loaded(
+    tmp_path, name, changes
+):
+    """They are no weights of the base, although the tensors of the adapter do not name them."""
+    variant = VARIANTS[name]
+    if "trainable_token_indices" in changes and name in ("qaa", "cua"):
+        pytest.skip("a field of LoRA")
+    base = tiny_models.gpt2()
+    model = move(variant.adapt(copy.deepcopy(base), **changes))
+    ids = torch.arange(9)[None]
+    qpeft.save(model, tmp_path / "a")
+    loaded = qpeft.load(base, tmp_path / "a")
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("name", ["qpa", "sora", "cua"])

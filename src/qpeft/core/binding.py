@@ -43,7 +43,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from threading import Lock, RLock
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 
 _lock = RLock()  # a thread can evaluate a model while another one trains it
-_deferring = Lock()  # while a deferred gradient is replaced; no work of a device is awaited within
+_deferring = RLock()  # while a deferred gradient is replaced; no work of a device is awaited within
 
 
 class Evaluation:
@@ -152,11 +152,14 @@ class Gradients:
         """Add to the deferred gradient, in the backward pass that will mark the parameters."""
         pending = _Pending()
         engine: Any = torch.autograd.Variable._execution_engine
-        engine.queue_callback(pending)  # the pass has the only reference
-        with _deferring:
-            self.pending = weakref.ref(pending)
-            self.deferred = gradient if self.deferred is None else self.deferred + gradient
-            self.trained = trained
+        engine.queue_callback(pending)
+        try:
+            with _deferring:
+                self.pending = weakref.ref(pending)
+                self.deferred = gradient if self.deferred is None else self.deferred + gradient
+                self.trained = trained
+        finally:
+            del pending  # the pass has the only reference, not the traceback of an error
 
     def watch(self, gradient: Tensor) -> None:
         """Record which slots the gradient (P,) reaches, without waiting for an accelerator."""
@@ -440,7 +443,7 @@ class Binding:
             if is_early:
                 self._gradients.may_wait = False
                 if _is_scaled():
-                    self._gradients.deferred = None
+                    self._gradients.take()
                     _unmark(self.generator.parameters())
             return is_early
 

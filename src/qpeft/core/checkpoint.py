@@ -325,10 +325,11 @@ def check_whole(model: Any, folder: Path, name: str) -> None:
     ).keys()
     # rows of a resized base, which an adapter of the base before does not have
     state = model.state_dict()
-    expected = expected - resized_embeddings(model, state).keys()
+    rows = resized_embeddings(model, state).keys()
+    expected = expected - rows
     # PEFT may add a tied head, and some tensors a second time; not other weights of the base
     saved = _saved_keys(model, name, state) - expected
-    added = (saved - state.keys()) | of_embeddings(model, saved & state.keys())
+    added = rows | (saved - state.keys()) | of_embeddings(model, saved & state.keys())
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         present = set(file.keys())
     _check_names(str(folder / WEIGHTS), present - added, expected)
@@ -370,7 +371,8 @@ def check_loaded(state: State, expected: State, model: Any, name: str, present: 
     loaded = {key: tensor for key, tensor in state.items() if key not in second}
     others = loaded.keys() & present.keys() - expected.keys()
     copied = {key for key in others if f".{name}." in f"{key}."}  # modules_to_save of this adapter
-    of_base = copied | of_embeddings(model, others)
+    of_base = copied | (resized_embeddings(model, present).keys() & others)
+    of_base |= of_embeddings(model, others)
     check_tensors({k: tensor for k, tensor in loaded.items() if k not in of_base}, expected)
     for key in of_base:
         saved_shape = list(loaded[key].shape)

@@ -173,7 +173,8 @@ class AdapterConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
         # PEFT gives this option, and has written the weights. transformers' own `save_pretrained` does
-        # not, and writes them afterwards: a file that is there now is of an earlier save.
+        # not, and writes them afterwards: a file that is there now is of an earlier save. So a config
+        # that somebody saves alone has no hash.
         is_written = "auto_mapping_dict" in kwargs and weights.is_file()
         self.weights_sha256 = file_hash(weights) if is_written else None
         super().save_pretrained(save_directory, **kwargs)

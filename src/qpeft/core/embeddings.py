@@ -74,7 +74,8 @@ def without_adapters(module: Any) -> nn.Module:
 
 def of_embeddings(model: Any, keys: Iterable[str]) -> set[str]:
     """Those of the `keys` of a PeftModel's state dict that belong to the embedding or to the head of
-    its base: the only weights of a base that PEFT saves with an adapter.
+    its base. PEFT saves no other weights of a base with an adapter, but trained biases, and those
+    that belong to a resized vocabulary.
     """
     # of a model into which PEFT has injected the adapter, itself
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
