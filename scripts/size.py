@@ -111,7 +111,7 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     parts = [
         Part("library, tokens", tokens["library"], 92_800, 78_000),
         Part("laboratory, tokens", tokens["laboratory"], 106_500, 82_000),
-        Part("tests, tokens", tokens["tests"], 238_000, 168_000),
+        Part("tests, tokens", tokens["tests"], 238_500, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],
@@ -120,7 +120,7 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
         ),
         Part("README, lines", readme_lines, 130, 130),
         Part("pages", len(pages(files)), 20, 20),
-        Part("tracked tree, megabytes", size_in_bytes / 1e6, 14.6, 14),
+        Part("tracked tree, megabytes", size_in_bytes / 1e6, 14.7, 14),
     ]
     return parts, codes
 
