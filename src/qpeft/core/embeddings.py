@@ -72,13 +72,17 @@ def without_adapters(module: Any) -> nn.Module:
     return module
 
 
+def _base_of(model: Any) -> Any:
+    """Of a model into which PEFT has injected the adapter, itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def of_embeddings(model: Any, keys: Iterable[str]) -> set[str]:
     """Those of the `keys` of a PeftModel's state dict that belong to the embedding or to the head of
     its base. PEFT saves no other weights of a base with an adapter, but trained biases, and those
     that belong to a resized vocabulary.
     """
-    # of a model into which PEFT has injected the adapter, itself
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base_of(model)
     layers = []
     for name in ("get_input_embeddings", "get_output_embeddings"):
         with suppress(AttributeError, NotImplementedError):  # it has none
@@ -95,7 +99,7 @@ def resized_embeddings(model: Any, state: Mapping[str, Tensor]) -> dict[str, Ten
     """The resized parameters, tied ones once: those in `state`, the state dict of the PeftModel, or
     of the model where it has only what is trained.
     """
-    wanted = {id(parameter) for parameter in resized(model.get_base_model()).parameters}
+    wanted = {id(parameter) for parameter in resized(_base_of(model)).parameters}
     present = [(name, p) for name, p in model.named_parameters() if id(p) in wanted]
     return {name: state.get(name, parameter.detach()) for name, parameter in present}
 
