@@ -50,7 +50,10 @@ stage() {
     case $1 in
         0) study signal-e2e signal e2e && study signal-shakespeare signal shakespeare ;;
         1) study circuit-e2e circuit e2e ;;
-        2) study adapters-500-e2e adapters_500 e2e && study adapters-e2e adapters e2e ;;
+        2)
+            study adapters-500-e2e adapters_500 e2e && study adapters-500-seeds-e2e adapters_500_seeds e2e
+            study adapters-10000-e2e adapters_10000 e2e && study adapters-e2e adapters e2e
+            ;;
         3) shared_frames && for text in $customers; do study "frames-$text" frames "$text"; done ;;
         4) study head-wikitext2 head wikitext2 ;;
         5) study sst2 sst2 sst2-labels minilm jsonl "--batch-size 16 --seq-len 64" ;;
