@@ -5,6 +5,7 @@ import sys
 import warnings
 from threading import Event, Thread
 
+import numpy as np
 import pytest
 import torch
 from peft import (
@@ -22,9 +23,12 @@ from transformers import LlamaConfig
 from variants import VARIANTS, Variant, kinds_first, move
 
 import qpeft
+from qpeft.circuits.numerics import Float32ByDefault
 from qpeft.core.binding import Binding, StandIn
 from qpeft.core.slots import Slot
 from qpeft.methods import plan as planning
+from qpeft.methods.qpa.generator import QPAGenerator
+from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator
 
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 LORA = Variant("lora", LoraConfig, {"target_modules": "all-linear"})
@@ -164,6 +168,78 @@ def test_t_suggestions_in_threads_leave_the_default_dtype_and_the_warnings(frequ
     in_threads(3, lambda: qpeft.suggest(config, parameters=400))
     assert torch.get_default_dtype() == torch.float32
     assert warnings.filters == filters
+
+
+@pytest.mark.parametrize("generator", [QPAGenerator, QuantumPeftGenerator])
+def test_t_adapter_and_base_that_are_made_in_two_threads_have_their_own_dtypes(
+    generator, llama, ids, monkeypatch
+):
+    """Loading in bfloat16 sets the default dtype of the process, which is not the adapter's."""
+    config = qpeft.QPAConfig if generator is QPAGenerator else qpeft.QuantumPeftConfig
+    torch.manual_seed(0)
+    alone = get_peft_model(copy.deepcopy(llama), config(r=3, n_layers=2, seed=5))
+    inside, loaded = Event(), Event()
+    init = generator.__init__
+
+    def loading():
+        inside.wait()
+        torch.set_default_dtype(torch.bfloat16)
+        loaded.set()
+
+    def slow_init(self, *args, **kwargs):
+        inside.set()
+        loaded.wait()
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(generator, "__init__", slow_init)
+    thread = Thread(target=loading)
+    thread.start()
+    try:
+        beside = get_peft_model(copy.deepcopy(llama), config(r=3, n_layers=2, seed=5))
+        weight = nn.Linear(2, 2).weight  # of the base, after the adapter
+    finally:
+        thread.join()
+        torch.set_default_dtype(torch.float32)
+    assert weight.dtype is torch.bfloat16
+    others = dict(beside.named_parameters())
+    for name, parameter in alone.named_parameters():
+        assert others[name].dtype is parameter.dtype
+        assert torch.equal(others[name], parameter), name
+    assert torch.equal(beside(ids).logits, alone(ids).logits)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_t_tensors_are_float32_whatever_the_default(default):
+    integers = torch.arange(5)
+    makers = [
+        lambda: torch.tensor([0.1, 0.2]),
+        lambda: torch.arange(0.0, 1.0, 0.1),
+        lambda: torch.full((2,), 0.1),
+        lambda: torch.eye(3),
+        lambda: torch.linspace(0, 1, 7),
+        lambda: integers * 0.1,
+        lambda: integers / 3,
+        lambda: integers.add(0.1, alpha=3),
+        lambda: torch.rand(3, generator=torch.Generator().manual_seed(1)),
+        lambda: nn.Linear(2, 2, bias=False).weight * 0,
+        lambda: integers.sum(),
+        lambda: torch.full((2,), 7),
+        lambda: integers.to(torch.bfloat16),
+        lambda: torch.as_tensor(np.array([0.1])),
+        lambda: integers.double() * 0.1,
+        lambda: torch.zeros(2, dtype=torch.float64),
+    ]
+    expected = [make() for make in makers]
+    torch.set_default_dtype(default)
+    try:
+        with Float32ByDefault():
+            made = [make() for make in makers]
+        assert torch.get_default_dtype() is default
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for number, (tensor, wanted) in enumerate(zip(made, expected, strict=True)):
+        assert tensor.dtype is wanted.dtype, number
+        assert torch.equal(tensor, wanted), number
 
 
 @pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")

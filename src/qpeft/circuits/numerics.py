@@ -4,36 +4,74 @@ the axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from math import isfinite
-from threading import RLock
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from qpeft.errors import ConfigError, TrainingError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-default_dtype = RLock()  # while qpeft changes that of the process
+_FILLED = {  # their dtype is the default one, whatever they are given
+    torch.empty,
+    torch.eye,
+    torch.linspace,
+    torch.logspace,
+    torch.ones,
+    torch.rand,
+    torch.randn,
+    torch.zeros,
+}
+_CASTS = {Tensor.bfloat16, Tensor.double, Tensor.float, Tensor.half}  # their dtype is their name
 
 
-@contextmanager
-def float32_by_default() -> Iterator[None]:
-    """Within: new tensors are float32, whatever `torch.set_default_dtype` has set, such as bfloat16
-    while a base model is made.
+class Float32ByDefault(TorchFunctionMode):
+    """Within: new tensors of this thread are float32, whatever `torch.set_default_dtype` has set.
+
+    Another thread that loads a base model in bfloat16 sets it for the whole process, and keeps it
+    here: the default of the process is neither changed nor used.
     """
-    with default_dtype:  # of the process: threads put back what they have found one at a time
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLED and kwargs.get("dtype") is None:
+            return func(*args, **{**kwargs, "dtype": torch.float32})
         before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
+        result = func(*args, **kwargs)
+        if not isinstance(result, Tensor) or result.dtype is torch.float32 or func in _CASTS:
+            return result
+        if result.dtype not in (before, torch.get_default_dtype()):
+            return result
+        given, structure = tree_flatten((args, kwargs))
+        if any(_has_float_dtype(value) for value in given):  # the dtype follows from it
+            return result
+        if not any(isinstance(value, Tensor) for value in given):  # such as torch.tensor(0.5)
+            return func(*args, **{**kwargs, "dtype": torch.float32})
+        # such as half of a tensor of integers
+        floats = [value.to(torch.float32) if _is_integer(value) else value for value in given]
+        args, kwargs = tree_unflatten(floats, structure)
+        return func(*args, **kwargs)
+
+
+def _has_float_dtype(value: Any) -> bool:
+    """Whether it is a dtype, or an array or a tensor of floats."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point() or value.is_complex()
+    return isinstance(value, torch.dtype | np.ndarray | np.generic)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype is not torch.bool
 
 
 def cached_tables(function: F) -> F:
@@ -47,7 +85,7 @@ def cached_tables(function: F) -> F:
     @cache
     @wraps(function)
     def make(*args: Any) -> Any:
-        with torch.device("cpu"), torch.inference_mode(False), float32_by_default():
+        with torch.device("cpu"), torch.inference_mode(False), Float32ByDefault():
             return function(*args)
 
     return cast(F, make)

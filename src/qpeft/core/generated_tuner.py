@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from qpeft.circuits.numerics import float32_by_default
+from qpeft.circuits.numerics import Float32ByDefault
 from qpeft.core.base_digest import record_or_check_base
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig, in_vector_order, own_copy
@@ -97,7 +97,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
     ) -> tuple[Generator, list[Slot]]:
         """The generator of an adapter that PEFT has injected, and the tensors that it fills."""
         init = SeededInit(config.seed)
-        with float32_by_default():
+        with Float32ByDefault():
             own = lora_slots(self.model, adapter_name)
             slots = in_vector_order(own, config)
             initial = draw_initial(slots, config.drawn_init, init)  # (P,)

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from qpeft.circuits.numerics import default_dtype
 from qpeft.errors import ConfigError
 
+_default_dtype = Lock()  # threads put back what they have found one at a time
 # by PEFT's task type
 AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -116,8 +117,8 @@ def _new(config: PretrainedConfig, task_type: str | None, trust_remote_code: boo
         kind: Any = getattr(transformers, name, None)
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
             return kind(config)
-        # transformers sets the default dtype meanwhile, to that of the config
-        with default_dtype, suppress(ValueError):  # the class has no model for this config
+        # transformers sets the default dtype of the process meanwhile, to that of the config
+        with _default_dtype, suppress(ValueError):  # the class has no model for this config
             if kind is not None:
                 return kind.from_config(config, trust_remote_code=trust_remote_code)
     raise ConfigError(

@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import nn
 
-from qpeft.circuits.numerics import float32_by_default
+from qpeft.circuits.numerics import Float32ByDefault
 from qpeft.core.base_digest import record_or_check_base
 from qpeft.core.checkpoint import check_loaded
 from qpeft.core.compact_state import complete_state
@@ -119,7 +119,7 @@ class OwnTuner(BaseTuner):
     ) -> None:
         kind: Any = self.tuner_layer_cls
         layer = target if isinstance(target, kind) else kind(target)
-        with float32_by_default():
+        with Float32ByDefault():
             self._add_adapter(layer, adapter_name, config, current_key)
         self._replace_module(parent, name, layer, target)
 

@@ -18,7 +18,7 @@ from peft import PeftConfig
 from safetensors.torch import load as tensors_in
 from torch import Tensor
 
-from qpeft.circuits.numerics import float32_by_default
+from qpeft.circuits.numerics import Float32ByDefault
 from qpeft.core.base_digest import check_base, digest, name_of, own_weights
 from qpeft.core.checkpoint import (
     CONFIG,
@@ -114,7 +114,7 @@ class PoolReader:
         config = copy.copy(self._config)
         config.seed = seed
         init = SeededInit(seed)
-        with float32_by_default():
+        with Float32ByDefault():
             generator = config.make(slots, draw_initial(slots, config.drawn_init, init), init)
         generator.use_base(self._base)
         return generator.to(first.fingerprint.device)

@@ -21,7 +21,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from qpeft.checks import option
-from qpeft.circuits.numerics import float32_by_default
+from qpeft.circuits.numerics import Float32ByDefault
 from qpeft.core.base_digest import check_base, name_of, record_or_check_base
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig
@@ -71,7 +71,7 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     host: Any = model.peft_config[name]
     slots = config.order(generated_slots(model, name))
     initial = [_tensor(slot).detach().float().flatten().cpu() for slot in slots]
-    with float32_by_default():
+    with Float32ByDefault():
         generator = config.make(slots, torch.cat(initial), SeededInit(config.seed))
     attached = AttachedConfig(
         task_type=host.task_type,
