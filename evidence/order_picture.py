@@ -25,7 +25,7 @@ def measured() -> list[dict[str, Any]]:
         {
             "label": smollm2_tables.ORDERED[adapter.family],
             "small": places[adapter.family],
-            "share": round(smollm2_tables.share_500(adapter)),
+            "share": round(smollm2_tables.shares(adapter).mean),
             "framed": adapter.family in smollm2_tables.FRAMED,
         }
         for adapter in adapters

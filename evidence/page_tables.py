@@ -221,6 +221,8 @@ TABLES = {
     "circuits": Table(smollm2_tables.circuits, [SMOLLM2]),
     "circuit_losses": Table(smollm2_tables.circuit_losses, [SMOLLM2]),
     "adapters_500": Table(smollm2_tables.adapters_500, [SMOLLM2]),
+    "adapters_10000": Table(smollm2_tables.adapters_10000, [SMOLLM2]),
+    "beside_framed": Table(smollm2_tables.beside_framed, [SMOLLM2]),
     "order_500": Table(suggest_tables.order_500, [SMOLLM2, FINAL]),
     "shared_frames": Table(smollm2_tables.shared_frames, [SMOLLM2]),
     "customers": Table(smollm2_tables.customers, [SMOLLM2]),

@@ -543,50 +543,86 @@ def circuit_losses() -> Iterator[str]:
             yield f"{setup.mean(key, 'angles_moved'):.2f}"
 
 
-def stage_2() -> dict[str, dict[str, Any]]:
-    """By family, its run at the best of two rates, in one seed; the best family first."""
-    first_stage, _ = stage_1()
-    setup = setups("smollm2")["adapters-500-e2e"]
+IN_FRAMES = ("framed", "signs", "lie", "core", "sb")
+ON_SMALL = {500: 400, 10_000: 5_000}  # the budget of the small bases
+
+
+def stage_2(budget: int) -> dict[str, list[dict[str, Any]]]:
+    """By family, its runs at the rate with the lower validation loss in seed 10; the best first."""
+    of = setups("smollm2")
+    circuits, searched, further = (
+        of[name].rows for name in ("circuit-e2e", "adapters-500-e2e", "adapters-500-seeds-e2e")
+    )
     chosen = {}
-    for family in ("framed", "signs", "lie", "core", "sb", "uni", "tiny", "qpa", "xs", "gains"):
-        if family in ("framed", "signs", "lie"):
-            rows = [first_stage.rows[f"{family}_{n}"][0] for n in (2, 3)]  # of seed 10
-        else:
-            rows = [setup.rows[f"{family}_{n}"][0] for n in (1, 3)]
-        chosen[family] = min(rows, key=lambda row: row["valid_loss"])
-    return dict(sorted(chosen.items(), key=lambda item: item[1]["test_loss"]))
+    if budget == 500:
+        for family in ("framed", "signs", "lie"):
+            chosen[family] = min(
+                (circuits[f"{family}_{n}"] for n in (2, 3)), key=lambda rows: rows[0]["valid_loss"]
+            )
+        for family in ("core", "sb", "uni", "tiny", "qpa", "xs", "gains"):
+            of_seed_10 = [searched[f"{family}_{n}"][0] for n in (1, 3)]
+            first = min(of_seed_10, key=lambda row: row["valid_loss"])
+            chosen[family] = [first, *further[family]]
+            assert {row["lr"] for row in chosen[family]} == {first["lr"]}
+    else:
+        rows = of["adapters-10000-e2e"].rows
+        for key in rows.keys() - {"none"}:
+            family = key.partition("_")[0]
+            chosen[family] = min(
+                (rows[f"{family}_{n}"] for n in (1, 3)), key=lambda rows: rows[0]["valid_loss"]
+            )
+    return dict(sorted(chosen.items(), key=lambda item: mean_test(item[1])))
 
 
-def adapters_500() -> Iterator[str]:
-    chosen = stage_2()
+def mean_test(rows: list[dict[str, Any]]) -> float:
+    return statistics.mean(row["test_loss"] for row in rows)
+
+
+def adapters_of_stage_2(budget: int) -> Iterator[str]:
+    chosen = stage_2(budget)
     _, unit = stage_1()
     untrained = setups("smollm2")["adapters-500-e2e"].mean("none")
-    on_small = sorted(chosen, key=lambda family: -share(f"{family}_400"))
-    for place, (family, row) in enumerate(chosen.items(), start=1):
+    on_small = sorted(chosen, key=lambda family: -share(f"{family}_{ON_SMALL[budget]}"))
+    for place, (family, rows) in enumerate(chosen.items(), start=1):
         yield f"{place}"
         yield f"{on_small.index(family) + 1}"
-        yield f"{row['params_trainable']:,}"
-        yield f"{row['lr']:g}"
-        yield f"{row['test_loss']:.3f}"
-        yield f"{100 * (untrained - row['test_loss']) / unit:.0f} %"
+        yield f"{rows[0]['params_trainable']:,}"
+        yield f"{rows[0]['lr']:g}"
+        yield f"{mean_test(rows):.3f}"
+        gained = [100 * (untrained - row["test_loss"]) / unit for row in rows]
+        text = f"{statistics.mean(gained):.0f} %"
+        if len(rows) > 1:
+            error = statistics.stdev(gained) / math.sqrt(len(gained))
+            reach = oracle.quantile(len(gained) - 1) * error
+            low, high = (statistics.mean(gained) + side for side in (-reach, reach))
+            text += f" [{low:.0f}, {high:.0f}]"
+        yield text
+
+
+def beside_framed() -> Iterator[str]:
+    chosen = stage_2(500)
+    _, unit = stage_1()
+    others = ("core", "sb", "uni", "qpa", "xs")
+    yield from of_rows([(chosen["framed"], chosen[other]) for other in others], unit)
 
 
 def order_500() -> Iterator[str]:
     """Kendall's tau: pairs in the same order minus pairs in the other, as a part of all pairs."""
-    chosen = list(stage_2())
-    framed = [family for family in chosen if family in ("framed", "signs", "lie", "core", "sb")]
-    for group in (chosen, framed, [family for family in chosen if family not in framed]):
-        n = len(group)
-        shares = [share(f"{family}_400") for family in group]  # the best on SmolLM2 first
-        signs = [1 if a > b else -1 for a, b in combinations(shares, 2)]
-        tau = sum(signs) / len(signs)
-        text = f"{tau:.2f}"
-        if n > 5:
-            reach = 1.959964 * math.sqrt(0.437 / (n - 4))
-            low, high = (math.tanh(math.atanh(tau) + side) for side in (-reach, reach))
-            text += f" [{low:.2f}, {high:.2f}]"
-        yield f"{n}"
-        yield text
+    for budget, small in ON_SMALL.items():
+        chosen = list(stage_2(budget))
+        framed = [family for family in chosen if family in IN_FRAMES]
+        for group in (chosen, framed, [family for family in chosen if family not in framed]):
+            n = len(group)
+            shares = [share(f"{family}_{small}") for family in group]  # the best on SmolLM2 first
+            signs = [1 if a > b else -1 for a, b in combinations(shares, 2)]
+            tau = sum(signs) / len(signs)
+            text = f"{tau:.2f}"
+            if n > 5:
+                reach = 1.959964 * math.sqrt(0.437 / (n - 4))
+                low, high = (math.tanh(math.atanh(tau) + side) for side in (-reach, reach))
+                text += f" [{low:.2f}, {high:.2f}]"
+            yield f"{n}"
+            yield text
 
 
 def stage_3() -> list[Setup]:
@@ -686,13 +722,21 @@ def described() -> Setup:
 
 def by_seed(setup: Setup, pairs: list[tuple[str, str]], unit: float) -> Iterator[str]:
     """The difference of each pair of keys over the seeds, in per cent of the unit."""
+    return of_rows([(setup.rows[ours], setup.rows[other]) for ours, other in pairs], unit)
+
+
+def of_rows(
+    pairs: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], unit: float
+) -> Iterator[str]:
+    """The difference of each pair of runs with equal seeds, in per cent of the unit."""
     cells = []
     for ours, other in pairs:
-        rows = zip(setup.rows[ours], setup.rows[other], strict=True)
+        assert [row["seed"] for row in ours] == [row["seed"] for row in other]
+        rows = zip(ours, other, strict=True)
         lost = [100 * (row["test_loss"] - twin["test_loss"]) / unit for row, twin in rows]
         error = statistics.stdev(lost) / math.sqrt(len(lost)) or 1e-12
         cells.append(Difference(statistics.mean(lost), error))
-    yield from shown(cells, len(setup.study["seeds"]) - 1, margin=5)
+    yield from shown(cells, len(pairs[0][0]) - 1, margin=5)
 
 
 # -- studies before the protocol
@@ -746,7 +790,9 @@ TABLES = {
     "powers": powers,
     "stored": stored,
     "signal": signal,
-    "adapters_500": adapters_500,
+    "adapters_500": lambda: adapters_of_stage_2(500),
+    "adapters_10000": lambda: adapters_of_stage_2(10_000),
+    "beside_framed": beside_framed,
     "order_500": order_500,
     "shared_frames": shared_frames,
     "customers": customers,

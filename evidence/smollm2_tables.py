@@ -51,7 +51,7 @@ CUSTOMERS = {  # the texts of stage 3
     "python": "Python's documentation",
 }
 MOST_LOST = 20.0  # per cent of the gain in the own frame: falsifier 4 of the protocol
-ORDERED = {  # stage 2 at 500 parameters, by family
+ORDERED = {  # the adapters of stage 2, by family
     "framed": "framed circuits",
     "signs": "framed signs",
     "lie": "framed Lie rotations",
@@ -62,11 +62,16 @@ ORDERED = {  # stage 2 at 500 parameters, by family
     "qpa": "QPA",
     "xs": "LoRA-XS",
     "gains": "gains of the last norm",
+    "lora": "LoRA r=1 on o_proj",
+    "plain": "Quantum-PEFT",
+    "vera": "VeRA on v_proj",
 }
-SMALL_BUDGET = 400  # of the small bases' order that it is compared with
+SMALL_BUDGETS = {500: 400, 10_000: 5_000}  # of the small bases' order that it is compared with
 # of the keys of stage 2, by those of stage 1: the learning rate of the study file, and three times it
 ENDINGS = {"2": "1", "3": "3"}
+SEARCH_SEED = 10  # which chooses the learning rates of stage 2
 FRAMED = ("framed", "signs", "lie", "core", "sb")  # in frames of the gradient
+BESIDE = ("core", "sb", "uni", "qpa", "xs")  # with which framed circuits are compared in stage 2
 UPPER = [
     Pair("pauli", "signs"),
     *(Pair("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic", "lora_r5")),
@@ -97,7 +102,7 @@ def circuits() -> Grid:
     r=8 gains on the same text.
     """
     summary = stage_1()
-    per_cent = 100 / gain(summaries_of(SMOLLM2)["signal-e2e"])
+    per_cent = 100 / unit_of_e2e()
     rows = []
     for end in RATES:
         ours = summary[f"framed_{end}"]
@@ -111,7 +116,7 @@ def circuit_losses() -> str:
     far its angles moved.
     """
     summary = stage_1()
-    unit = gain(summaries_of(SMOLLM2)["signal-e2e"])
+    unit = unit_of_e2e()
     rows = []
     for result in sorted(summary.results, key=test_loss):
         if result.key == "none":
@@ -217,12 +222,16 @@ def customers() -> str:
 
 
 class Tried(NamedTuple):
-    """A run of an adapter of 500 parameters of stage 2, at one of its learning rates."""
+    """An adapter of stage 2 at one of its learning rates."""
 
     rate: float
-    valid_loss: float
-    test_loss: float
+    valid_loss: float  # of SEARCH_SEED
+    test_losses: dict[int, float]  # by seed; one seed for a rate that was not chosen
     trainable: int
+
+    @property
+    def test_loss(self) -> float:
+        return fmean(self.test_losses.values())
 
 
 class Ordered(NamedTuple):
@@ -230,39 +239,58 @@ class Ordered(NamedTuple):
 
     family: str
     best: Tried
-    small_share: float  # of LoRA's gain on the small bases, at 400 parameters
+    small_share: float  # of LoRA's gain on the small bases
 
 
-def ordered() -> list[Ordered]:
-    """Stage 2 at 500 parameters: its adapters, the best first."""
+def ordered(budget: int = 500) -> list[Ordered]:
+    """The adapters of stage 2 that ran at this budget, the best first."""
     small = {
         key.partition("_")[0]: suggest_evidence.mean_share(design)
         for key, design in suggest_evidence.designs().items()
-        if design["budget"] == SMALL_BUDGET
+        if design["budget"] == SMALL_BUDGETS[budget]
     }
+    tried = {family: tried_of(family, budget) for family in ORDERED}
     adapters = [
-        Ordered(family, min(tried_of(family), key=lambda run: run.valid_loss), small[family])
-        for family in ORDERED
+        Ordered(family, min(runs, key=lambda run: run.valid_loss), small[family])
+        for family, runs in tried.items()
+        if runs
     ]
     return sorted(adapters, key=lambda adapter: adapter.best.test_loss)
 
 
-def tried_of(family: str) -> list[Tried]:
-    """The runs of a family in stage 2 at two learning rates; those of three families are in stage
-    1.
+def tried_of(family: str, budget: int = 500) -> list[Tried]:
+    """The runs of a family in stage 2, at its two learning rates; at 500 parameters those of three
+    families are in stage 1.
     """
-    summary = stage_2()
-    seed = summary.study.seeds[0]
-    of_stage_1 = family in ("framed", "signs", "lie")
+    of_smollm2 = summaries_of(SMOLLM2)
     runs = []
     for in_stage_1, ending in ENDINGS.items():
-        result = (
-            stage_1()[f"{family}_{in_stage_1}"] if of_stage_1 else summary[f"{family}_{ending}"]
-        )
-        row = result.successes[seed]
+        if budget != 500:
+            result = _found(of_smollm2["adapters-10000-e2e"], f"{family}_{ending}")
+        elif family in TWINS or family == "framed":
+            result = stage_1()[f"{family}_{in_stage_1}"]
+        else:
+            result = _found(stage_2(), f"{family}_{ending}")
+        if result is None:  # no adapter of this family has the size
+            continue
+        rows = result.successes
+        further = _found(of_smollm2["adapters-500-seeds-e2e"], family)
+        if budget == 500 and further is not None and further.lr == result.lr:
+            rows = rows | further.successes
         assert result.lr is not None
-        runs.append(Tried(result.lr, row["valid_loss"], row["test_loss"], result.method.trainable))
+        runs.append(
+            Tried(
+                result.lr,
+                rows[SEARCH_SEED]["valid_loss"],
+                {seed: row["test_loss"] for seed, row in rows.items()},
+                result.method.trainable,
+            )
+        )
     return runs
+
+
+def _found(summary: Summary, key: str) -> Result | None:
+    return next((result for result in summary.results if result.key == key), None)
 
 
 def small_places(adapters: Sequence[Ordered]) -> dict[str, int]:
@@ -271,31 +299,65 @@ def small_places(adapters: Sequence[Ordered]) -> dict[str, int]:
     return {adapter.family: place for place, adapter in enumerate(in_order, start=1)}
 
 
-def share_500(adapter: Ordered) -> float:
-    """Of the gain of LoRA r=8 on all maps, in per cent."""
-    gained = test_loss(stage_2()["none"]) - adapter.best.test_loss
-    return 100 * gained / gain(summaries_of(SMOLLM2)["signal-e2e"])
+def unit_of_e2e() -> float:
+    """What LoRA r=8 on all maps gains on the E2E references, in nats a token."""
+    return gain(summaries_of(SMOLLM2)["signal-e2e"])
+
+
+def shares(adapter: Ordered) -> Paired:
+    """Of the gain of LoRA r=8 on all maps, in per cent, over the seeds."""
+    untrained = test_loss(stage_2()["none"])
+    gained = [untrained - loss for loss in adapter.best.test_losses.values()]
+    return average(gained).times(100 / unit_of_e2e())
 
 
 def adapters_500() -> str:
     """Stage 2: the order of the adapters of 500 parameters, and that on the small bases."""
-    adapters = ordered()
+    return _order_table(500)
+
+
+def adapters_10000() -> str:
+    """Stage 2: the order of the adapters of 10,000 parameters, and that on the small bases."""
+    return _order_table(10_000)
+
+
+def _order_table(budget: int) -> str:
+    adapters = ordered(budget)
     small = small_places(adapters)
-    rows = [
-        [
-            ORDERED[adapter.family],
-            f"{place}",
-            f"{small[adapter.family]}",
-            f"{adapter.best.trainable:,}",
-            f"{adapter.best.rate:g}",
-            f"{adapter.best.test_loss:.3f}",
-            f"{share_500(adapter):.0f} %",
-        ]
-        for place, adapter in enumerate(adapters, start=1)
-    ]
+    rows = []
+    for place, adapter in enumerate(adapters, start=1):
+        share = shares(adapter)
+        interval = ""
+        if share.df:  # more than one seed
+            low, high = share.interval()
+            interval = f" [{low:.0f}, {high:.0f}]"
+        rows.append(
+            [
+                ORDERED[adapter.family],
+                f"{place}",
+                f"{small[adapter.family]}",
+                f"{adapter.best.trainable:,}",
+                f"{adapter.best.rate:g}",
+                f"{adapter.best.test_loss:.3f}",
+                f"{share.mean:.0f} %{interval}",
+            ]
+        )
     places = ["place", "place on small bases"]
     header = ["adapter", *places, "parameters", "rate", "loss", "of LoRA's gain"]
     return table(header, rows, numbers=6)
+
+
+def beside_framed() -> Grid:
+    """Stage 2: framed circuits of 392 parameters minus other adapters, in per cent of LoRA's gain."""
+    best = {adapter.family: adapter.best for adapter in ordered()}
+    ours = best["framed"].test_losses
+    lines = []
+    for family in BESIDE:
+        others = best[family].test_losses
+        paired = average([ours[seed] - others[seed] for seed in sorted(ours)])
+        label = f"framed circuits minus {ORDERED[family]}"
+        lines.append(Line(label, [Cell(paired.times(100 / unit_of_e2e()))]))
+    return Grid(["loss of", "difference, per cent of LoRA's gain"], lines, MARGIN)
 
 
 def sentences() -> str:
@@ -366,7 +428,7 @@ def stage_1() -> Summary:
 
 
 def stage_2() -> Summary:
-    """Adapters of 500 parameters on SmolLM2, at three learning rates each."""
+    """Adapters of 500 parameters on SmolLM2, at two learning rates each, with one seed."""
     return summaries_of(SMOLLM2)["adapters-500-e2e"]
 
 
@@ -427,6 +489,7 @@ def over_seeds(ours: Result, other: Result) -> Paired:
 
 
 def average(differences: Sequence[float]) -> Paired:
-    """Their mean, with their own variation."""
+    """Their mean, with their own variation, which one value does not have."""
     n = len(differences)
-    return Paired(fmean(differences), stdev(differences) / math.sqrt(n) or 1e-12, n - 1)
+    error = stdev(differences) / math.sqrt(n) if n > 1 else 0.0
+    return Paired(fmean(differences), error or 1e-12, n - 1)

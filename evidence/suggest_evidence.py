@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache, partial
-from itertools import pairwise, product
+from itertools import pairwise
 from math import log, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -35,8 +35,11 @@ STUDY = ROOT / "evidence" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
 RATED = {"qpa": "QPA", "uni": "Uni-LoRA", "lora": "LoRA"}  # their learning rates must travel
-LARGE_BUDGET = 500  # of stages 1 and 2 on SmolLM2, whose adapters have the places of those of
-LARGE_PLACE = 400  # on the small bases
+# by the budget of a design on the small bases, that of stages 1 and 2 on SmolLM2, and its studies
+LARGE_BUDGETS = {400: 500, 5000: 10_000}
+LARGE_STUDIES = {400: ("circuit-e2e", "adapters-500-e2e"), 5000: ("adapters-10000-e2e",)}
+SEEDED = "adapters-500-e2e"  # whose adapters have further seeds in
+FURTHER_SEEDS = "adapters-500-seeds-e2e"
 NEXT_HIGHER = 0.05  # the part that counts of what the next higher learning rate loses
 QUANTITIES = {  # of each base, which the best learning rate may depend on; norms: means over maps
     "width": {"embedded": 128, "stories260K": 64, "bytes1m": 128, "llama10m": 256},
@@ -144,34 +147,37 @@ def on_large_bases() -> dict[str, dict[str, Any]]:
     untrained, reference = (mean_loss(signal[name]) for name in ("none", "lora_r8"))
     lora_parameters = signal["lora_r8"].method.trainable // 8  # of LoRA r=1
     found = {}
-    for (key, design), stage in product(
-        designs().items(), (of_smollm2["circuit-e2e"], of_smollm2["adapters-500-e2e"])
-    ):
+    for key, design in designs().items():
         family = key.partition("_")[0]
-        runs = [result for result in stage.results if result.key.startswith(f"{family}_")]
-        if not runs or budget_of(key) != LARGE_PLACE:
-            continue
-        by_rate = {run.lr: run for run in runs if run.lr}
-        validation = {rate: validation_loss(run) for rate, run in by_rate.items()}
-        base = Path(stage.study.run.model).name
-        searched = Tuning(base, validation_loss(stage["none"]), 1.0, {**validation})
-        # of two, as in stage 2, the rule would always choose the lower one
-        has_search = len(validation) > 2
-        rate = (
-            safe_learning_rate([searched])
-            if has_search
-            else min(by_rate, key=lambda tried: validation[tried])
-        )
-        measured = by_rate[rate].method.settings.items()
-        settings = {name: value for name, value in measured if name != design["vary"]}
-        found[design["label"]] = design | {
-            "label": design["label"].replace(f"{LARGE_PLACE}", f"{LARGE_BUDGET}"),
-            "settings": _widened(settings),
-            "budget": LARGE_BUDGET,
-            "learning_rates": {"": rate, base: rate},
-            "per_lora": lora_parameters if family in GROWS else None,
-            "results": [setup_result(stage, by_rate[rate], untrained, reference, "E2E references")],
-        }
+        for name in LARGE_STUDIES.get(budget_of(key), ()):
+            stage = of_smollm2[name]
+            runs = [result for result in stage.results if result.key.startswith(f"{family}_")]
+            if not runs:
+                continue
+            by_rate = {run.lr: run for run in runs if run.lr}
+            validation = {rate: validation_loss(run) for rate, run in by_rate.items()}
+            base = Path(stage.study.run.model).name
+            searched = Tuning(base, validation_loss(stage["none"]), 1.0, {**validation})
+            # of two, as in stage 2, the rule would always choose the lower one
+            has_search = len(validation) > 2
+            rate = (
+                safe_learning_rate([searched])
+                if has_search
+                else min(by_rate, key=lambda tried: validation[tried])
+            )
+            chosen = by_rate[rate]
+            measured = chosen.method.settings.items()
+            repeated = [run for run in of_smollm2[FURTHER_SEEDS].results if run.key == family]
+            seeds = [chosen, *repeated] if name == SEEDED else [chosen]
+            budget = LARGE_BUDGETS[budget_of(key)]
+            found[design["label"]] = design | {
+                "label": design["label"].replace(f"{budget_of(key):,}", f"{budget:,}"),
+                "settings": _widened({k: v for k, v in measured if k != design["vary"]}),
+                "budget": budget,
+                "learning_rates": {"": rate, base: rate},
+                "per_lora": lora_parameters if family in GROWS else None,
+                "results": [setup_result(stage, seeds, untrained, reference, "E2E references")],
+            }
     return found
 
 
@@ -231,7 +237,7 @@ def designs() -> dict[str, dict[str, Any]]:
             "results": [
                 setup_result(
                     summary,
-                    summary[key],
+                    [summary[key]],
                     untrained=mean_loss(summary["none"]),
                     reference=mean_loss(summary[REFERENCE]),
                     data=SETUPS[setup].partition(", ")[2],
@@ -294,14 +300,14 @@ def _widened(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def setup_result(
-    summary: Summary, result: Result, untrained: float, reference: float, data: str
+    summary: Summary, results: Sequence[Result], untrained: float, reference: float, data: str
 ) -> dict[str, Any]:
-    """What a family reached in a setup, in test loss; `untrained` and `reference` are those of the
-    base alone and of the reference.
+    """What a family reached in a setup, in test loss, over the seeds of all `results`; `untrained`
+    and `reference` are those of the base alone and of the reference.
     """
-    assert result.metric is not None
-    losses = [*result.metric.values.values()]
-    mean = mean_loss(result)
+    stats = [result.metric for result in results if result.metric]
+    losses = [loss for each in stats for loss in each.values.values()]
+    mean = fmean(losses)
     if len(losses) > 1:
         reach = float(student.ppf(0.975, len(losses) - 1)) * stdev(losses) / sqrt(len(losses))
         low, high = mean - reach, mean + reach
@@ -312,7 +318,7 @@ def setup_result(
         "base_parameters": summary.study.params_total,
         "data": data,
         "steps": summary.study.run.steps,
-        "trainable": result.method.trainable,
+        "trainable": results[0].method.trainable,
         "seeds": len(losses),
         "loss": mean,
         "low": low,

@@ -70,22 +70,23 @@ def order_500() -> str:
     """Stage 2: Kendall's tau of the order on SmolLM2 with that on the small bases, also within those
     in frames of the gradient and within the others.
     """
-    adapters = smollm2_tables.ordered()
-    framed = [each for each in adapters if each.family in smollm2_tables.FRAMED]
-    others = [each for each in adapters if each not in framed]
     rows = []
-    for label, group in [
-        ("all", adapters),
-        ("in frames of the gradient", framed),
-        ("the others", others),
-    ]:
-        value, low, high, n = kendall_correlation(
-            [each.small_share for each in group], [-each.best.test_loss for each in group]
-        )
-        # the approximation needs more than a handful
-        interval = f" [{low:.2f}, {high:.2f}]" if n > 5 else ""
-        rows.append([label, f"{n}", f"{value:.2f}{interval}"])
-    return table(["adapters", "number", "Kendall's tau"], rows, numbers=2)
+    for budget in smollm2_tables.SMALL_BUDGETS:
+        adapters = smollm2_tables.ordered(budget)
+        framed = [each for each in adapters if each.family in smollm2_tables.FRAMED]
+        others = [each for each in adapters if each not in framed]
+        for label, group in [
+            ("all", adapters),
+            ("in frames of the gradient", framed),
+            ("the others", others),
+        ]:
+            value, low, high, n = kendall_correlation(
+                [each.small_share for each in group], [-each.best.test_loss for each in group]
+            )
+            # the approximation needs more than a handful
+            interval = f" [{low:.2f}, {high:.2f}]" if n > 5 else ""
+            rows.append([f"{budget:,}", label, f"{n}", f"{value:.2f}{interval}"])
+    return table(["parameters", "adapters", "number", "Kendall's tau"], rows, numbers=2)
 
 
 def order_within(summary: Summary, budget: int) -> Correlation:

@@ -163,6 +163,8 @@ def test_results_on_a_large_base_order_the_families_that_have_them_on_such_bases
     assert labels(50_000_001) == ["first", "LoRA r=8, large", *small[2:]]
     assert labels(50_000_001, most=4_999) == []  # of the small bases, whose places they have
 
+    ranked = evidence.ranked(50_000_001, wanted=8)  # both have 9 there
+    assert [design.label for design in ranked] == small
     evidence.large.popitem()
     assert labels(50_000_001) == ["LoRA r=8, large", *small[1:]]
 

@@ -24,6 +24,7 @@ from variants import VARIANTS, Variant, kinds_first, move
 
 import qpeft
 from qpeft.circuits.numerics import Float32ByDefault
+from qpeft.core import binding
 from qpeft.core.binding import Binding, StandIn
 from qpeft.core.slots import Slot
 from qpeft.methods import plan as planning
@@ -135,6 +136,19 @@ def in_threads(n, call):
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def test_t_checkpointed_part_does_not_wait_for_a_thread_that_waits_for_its_backward_pass(llama):
+    """On an accelerator `flush` waits with the lock for the thread that computes the part again."""
+    model = get_peft_model(llama, qpeft.QPAConfig(r=2, n_layers=1))
+    (bound,) = model.base_model.generators.bindings.values()
+    bound.refresh()
+    placed = []
+    part = Thread(target=lambda: placed.append(bound.place_for_layer()), daemon=True)
+    with binding._lock:
+        part.start()
+        part.join(timeout=60)
+        assert placed == [False]  # it has its tensors
 
 
 def test_t_plans_in_threads_leave_peft_as_it_is(llama, frequent_switches):

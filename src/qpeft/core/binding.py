@@ -265,6 +265,10 @@ class Binding:
         """Place the current tensors, for a layer that is called without its base, or again by
         activation checkpointing; False if they are placed already.
         """
+        if self._is_placed:
+            # Without the lock: who has it may wait for the thread of an accelerator, and this may be
+            # a backward pass there that computes a checkpointed part again.
+            return False
         with _lock:
             if self._is_placed:
                 return False

@@ -95,13 +95,16 @@ class Evidence(NamedTuple):
     large: dict[str, Design]
     large_reference: str  # whose gain is 1 there
 
-    def ranked(self, parameters: int, most: float = math.inf) -> list[Design]:
+    def ranked(
+        self, parameters: int, most: float = math.inf, wanted: float = math.inf
+    ) -> list[Design]:
         """The designs of a budget of at most `most` for a base of so many parameters, the best
         first.
 
         They are ordered by their share. If there are results on a base of this size, these alone
-        count. For a base above LARGE, families that were measured on such a base share the places
-        of their designs among the others, in the order of those results.
+        count. For a base above LARGE, families that were measured on such a base, with at most
+        `wanted` parameters, share the places of their designs among the others, in the order of
+        those results.
         """
         designs = []
         for design in self.designs:
@@ -111,8 +114,13 @@ class Evidence(NamedTuple):
         ranked = _best_first(designs)
         if parameters <= LARGE:
             return ranked
-        measured = iter(_best_first(self.large[d.label] for d in ranked if d.label in self.large))
-        return [next(measured) if design.label in self.large else design for design in ranked]
+        large = {
+            label: design
+            for label, design in self.large.items()
+            if design.results[0]["trainable"] <= wanted
+        }
+        measured = iter(_best_first(large[d.label] for d in ranked if d.label in large))
+        return [next(measured) if design.label in large else design for design in ranked]
 
 
 def _best_first(designs: Iterable[Design]) -> list[Design]:

@@ -179,7 +179,7 @@ def _within_reach(evidence: Evidence, model: nn.Module, parameters: int) -> list
     """
     budgets = {design.budget for design in evidence.designs}
     most = min((budget for budget in budgets if budget >= parameters), default=parameters)
-    return evidence.ranked(sum(p.numel() for p in model.parameters()), most)
+    return evidence.ranked(sum(p.numel() for p in model.parameters()), most, parameters)
 
 
 def _considered(
@@ -254,9 +254,9 @@ def _notes(evidence: Evidence, suggestion: Suggestion, parameters: int | None) -
             " differ"
         )
     if _is_of_large(suggestion):
-        families = sorted(each.label.partition(",")[0] for each in evidence.large.values())
+        families = sorted({each.label.partition(",")[0] for each in evidence.large.values()})
         notes.append(_OF_LARGE.format(", ".join(families), suggestion.results[0]["base"]))
-    most = max(design.budget for design in evidence.designs)
+    most = max(suggestion.budget, *(design.budget for design in evidence.designs))
     if parameters is not None and parameters > most:
         notes.append(f"the evidence ends at {most:,} trainable parameters")
     lost = evidence.lost.get(str(suggestion.budget))
