@@ -37,6 +37,8 @@ def settings(**changes):
         ({"load_in_4bit": True, "task": "text-classification"}, "load_in_4bit"),
         ({"text_pair_column": "b"}, "text_pair_column"),
         ({"text_pair_column": "b", "task": "image-classification"}, "text_pair_column"),
+        ({"prompt_column": "text", "completion_column": "text"}, "both 'text'"),
+        ({"label_column": "text", "task": "text-classification"}, "text_column and label_column"),
         ({"method": "head"}, "task"),
         ({"method": "prefix", "gradient_checkpointing": True}, "gradient_checkpointing"),
         ({"method": "prefix", "task": "image-classification"}, "prefix"),

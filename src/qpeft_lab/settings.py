@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from functools import partial
+from itertools import combinations
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -231,6 +232,17 @@ class SharedSettings:
         for name, does_apply in applies.items():
             if not does_apply and getattr(self, name) != getattr(SharedSettings, name):
                 raise ConfigError(f"{name} does not apply to task {self.task}; leave it out")
+        read_together = (
+            ("prompt_column", "completion_column")
+            if kind.is_language_model
+            else ("text_column", "text_pair_column", "label_column")
+        )
+        for name, other in combinations(read_together, 2):
+            if getattr(self, name) == getattr(self, other):
+                raise ConfigError(
+                    f"{name} and {other} are both {getattr(self, name)!r}; they are"
+                    " two columns of a row"
+                )
         if self.chat_template is not None:
             from qpeft_lab.data.text import read_template
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_models import llama, save_base
+import torch
+from tiny_models import gpt2, llama, save_base
 from transformers import AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -36,6 +37,7 @@ from qpeft_lab.compare.plan import make_plan
 from qpeft_lab.compare.rows import RowFile, read_rows
 from qpeft_lab.compare.study import load_study, read_study
 from qpeft_lab.compare.summary import summarise
+from qpeft_lab.training.hidden_states import keep_hidden_states
 from qpeft_lab.training.outputs import count_deployed, count_trainable
 from qpeft_lab.training.tasks import TASK_CLASSES
 from studies import of_run
@@ -650,3 +652,17 @@ def test_cells_that_adapt_upper_layers_share_the_hidden_states_of_those_below(
     assert passes(sharing[0])[0] == 8  # damaged files are computed again
     save_base(base, llama(vocab_size=257, tie_word_embeddings=True, num_attention_heads=1))
     assert passes(sharing[0])[0] == 8  # and those of another base
+
+
+def test_hidden_states_of_a_body_that_gets_tokens_by_position_are_kept(tmp_path):
+    """As GPT-2's head gives them."""
+    model = gpt2().eval().requires_grad_(False)
+    ids = torch.randint(0, 50, (2, 7))
+    expected = model(input_ids=ids).logits
+    keep_hidden_states(model, tmp_path)
+    blocks = model.transformer.h
+    blocks[-1].attn.c_attn.weight.requires_grad_(True)  # the lower ones are kept
+    for _ in range(2):
+        assert torch.equal(model(input_ids=ids).logits, expected)
+    (kept,) = tmp_path.rglob("*.safetensors")
+    assert kept.name.endswith(f"-{len(blocks) - 1}.safetensors")

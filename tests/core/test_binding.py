@@ -2,15 +2,18 @@
 
 import copy
 from collections import OrderedDict
+from contextlib import contextmanager
 
 import pytest
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.utils._named_member_accessor import NamedMemberAccessor
 from torch.testing import assert_close
 
 import qpeft
@@ -162,6 +165,40 @@ def test_parameters_unfrozen_after_an_evaluation_get_gradients(toy, x):
     toy.loss(x).backward()
 
     assert toy.generator.angles.grad.all()
+
+
+@pytest.mark.parametrize("method", ["qpa", "quantum_peft"])
+def test_aliases_of_some_parameters_get_the_gradient(llama, ids, method):
+    """They have the content that was evaluated, and the graph of that ends in the originals."""
+    configs = {"qpa": qpeft.QPAConfig(r=2), "quantum_peft": qpeft.QuantumPeftConfig(r=2)}
+    model = get_peft_model(llama, configs[method])
+    with torch.no_grad():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            parameter.add_(0.1)
+    name, parameter = next((n, p) for n, p in model.named_parameters() if "angles" in n)
+
+    def loss():
+        return model(input_ids=ids, labels=ids).loss
+
+    loss().backward()
+    expected = parameter.grad.clone()
+    alias = parameter.detach().requires_grad_()
+    with swapped(model, {name: alias}):
+        loss().backward()
+    assert_close(alias.grad, expected)
+    assert expected.abs().max() > 0
+    parameter.grad = None
+    loss().backward()  # the originals again
+    assert_close(parameter.grad, expected)
+
+
+@contextmanager
+def swapped(model, tensors):
+    """As `torch.func.functional_call` puts other tensors in the place of parameters."""
+    accessor = NamedMemberAccessor(model)
+    originals, _ = accessor.swap_tensors_dict(tensors)
+    yield
+    accessor.swap_tensors_dict(originals)
 
 
 def test_cast_is_undone_where_the_memory_is_reused(toy, x, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import tiny_models
 import torch
 from folders import edit_config, rewrite
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import save_file
 from variants import VARIANTS, kinds_first, move
 
@@ -124,11 +124,52 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
          "has other initial values or settings"),
     ],
 )  # fmt: skip
-def test_damaged_folder_raises(saved, damage, message):
+def test_damaged_folder_raises_and_leaves_the_base_as_it_was(saved, ids, damage, message):
     clean, _, folder = saved
+    hook = clean.register_forward_hook(lambda *_: None)
+    before = state_of(clean)
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
         qpeft.load(clean, folder)
+    assert state_of(clean) == before
+    hook.remove()  # its dict is still that of the module
+    assert not clean._forward_hooks
+
+
+def state_of(model):
+    """Of each module the identity of its attributes, and the content of those that are dicts."""
+    return [(name, parameter.requires_grad) for name, parameter in model.named_parameters()] + [
+        (name, key, id(value), [*value.items()] if isinstance(value, dict) else None)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+    ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: LoraConfig(r=2, init_lora_weights=False, target_modules="all-linear"),
+        lambda: qpeft.QuantumPeftConfig(r=2),
+        lambda: qpeft.CUAConfig(target_modules=["q_proj"]),
+        lambda: PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+    ],
+)
+def test_base_is_as_before_after_an_error_while_any_kind_of_adapter_is_loaded(
+    llama, ids, tmp_path, config, monkeypatch
+):
+    base = copy.deepcopy(llama)
+    before = state_of(base)
+    qpeft.save(get_peft_model(llama, config()), tmp_path)
+    load = PeftModel.load_adapter
+
+    def interrupted(*args, **kwargs):
+        load(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PeftModel, "load_adapter", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        qpeft.load(base, tmp_path)
+    assert state_of(base) == before
 
 
 def give_twice(path, key):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, VitsConfig
 
 from qpeft.errors import ConfigError, DataError, DataWarning, InputError
 from qpeft_lab import RunSettings
-from qpeft_lab.data.labelled import collect_labels, hold_out
+from qpeft_lab.data.labelled import collect_labels, hold_out, label_number
 from qpeft_lab.data.sources import load_rows
 from qpeft_lab.training.tasks import TextClassification
 
@@ -236,3 +236,10 @@ def test_class_names_of_a_hub_data_set_are_used(monkeypatch, tmp_path):
     made.to_parquet(tmp_path / "a.parquet")
     for source in ("someone/opinions", str(tmp_path / "a.parquet")):
         assert [row["label"] for row in load_rows(source, "train")] == ["pos", "neg", None]
+
+
+@pytest.mark.parametrize("label", ["1_0", "\u0661\u0660", "", "x", "nan", "1e16", None, True])
+def test_numbers_that_only_python_reads_are_no_labels(label):
+    with pytest.raises(DataError, match="a, row 3: the label is"):
+        label_number(label, "a, row 3")
+    assert [label_number(each, "a") for each in ("-1.5", " 2e3 ", 7)] == [-1.5, 2000.0, 7.0]

@@ -193,6 +193,13 @@ def test_named_column_is_read_or_missing(tmp_path):
             load(file, **columns)
 
 
+def test_weights_of_messages_are_said_to_be_unread(tmp_path):
+    weighted = [MESSAGES[0], *({**message, "weight": 0} for message in MESSAGES[1:])]
+    file = write(tmp_path / "a.jsonl", [{"messages": weighted}, {"messages": MESSAGES}])
+    with pytest.warns(DataWarning, match=f"{len(MESSAGES) - 1} messages of .* have a 'weight'"):
+        assert len(load(file)) == 2
+
+
 def test_tables_of_a_folder_have_one_first_line(tmp_path):
     write(tmp_path / "a.csv", "text,n\none,1\n")
     write(tmp_path / "b.csv", "two,2\nthree,3\n")

@@ -292,6 +292,19 @@ def test_damaged_folder_changes_nothing(llama, tmp_path, damage, named):
     assert not any("lora" in name for name, _ in llama.named_modules())
 
 
+def test_folder_of_a_host_with_another_scale_is_refused(llama, tmp_path):
+    """PEFT would read the values alone, and scale them as before."""
+    of_8, of_32 = (LoraConfig(r=2, lora_alpha=alpha) for alpha in (8, 32))
+    model = attached(copy.deepcopy(llama), of_8)
+    qpeft.save(model, tmp_path / "same")
+    qpeft.save(attached(llama, of_32), tmp_path / "other")
+
+    with pytest.raises(CheckpointError, match="scales them otherwise"):
+        model.load_adapter(tmp_path / "other", "default")
+
+    model.load_adapter(tmp_path / "same", "default")
+
+
 def test_stock_and_compact_folders_are_not_confused(llama, tmp_path):
     llama.save_pretrained(tmp_path / "base")
     base = type(llama).from_pretrained(tmp_path / "base")

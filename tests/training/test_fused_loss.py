@@ -61,6 +61,18 @@ def test_loss_and_gradients_are_those_of_the_model(adapter, make):
     assert any(gradient.abs().max() > 0 for gradient in expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loss_in_half_precision_is_summed_in_full_precision(dtype):
+    model = llama().to(dtype)
+    ids = torch.randint(0, 50, (32, 64))
+    with fused_loss(model, 27) as loss, torch.no_grad():
+        total = loss(model(input_ids=ids, **ONE_LOGIT), ids)
+        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits.double(), ids[:, 1:].flatten())
+    assert total.dtype is torch.float32
+    assert total.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
 def test_head_that_is_adapted_or_followed_by_a_scale_keeps_the_loss_of_the_model():
     adapted = get_peft_model(llama(), LoraConfig(target_modules=["lm_head"]))
     sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}

@@ -83,6 +83,7 @@ class Evaluation:
 
     def __init__(self, evaluate: Callable[[], Tensor], generator: Generator) -> None:
         parameters = list(generator.parameters())
+        self._parameters = parameters  # where its graph ends
         self._key = _key(generator)
         self._trained = _trained(parameters)
         # Copied before the evaluation: if another thread changes a parameter during it, the copies
@@ -100,6 +101,9 @@ class Evaluation:
         the forward pass after a step evaluates without asking.
         """
         parameters = list(generator.parameters())
+        # `functional_call` can replace some by others with the same content, which get gradients
+        if any(p is not q for p, q in zip(parameters, self._parameters, strict=True)):
+            return False
         # an equal key does not mean equal values: a write through `.data` leaves no version
         reached = zip(parameters, self._trained, strict=True)  # by the graph
         if self._key != _key(generator) or any(p.requires_grad > was for p, was in reached):

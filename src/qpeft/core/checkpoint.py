@@ -144,7 +144,8 @@ def load(
     """Check an adapter folder, compact or stock, and load it on its base model.
 
     Args:
-        base: The model the adapter was trained on; changed in place, as by PEFT.
+        base: The model the adapter was trained on; changed in place, as by PEFT. After an error it
+            is as before.
         directory: A local folder with adapter_config.json and adapter_model.safetensors.
         is_trainable: Whether training continues.
         frames: The frame file of an adapter that refers to one. Default: it is in the adapter's
@@ -167,7 +168,7 @@ def load(
         raise ConfigError(unknown("option of qpeft.load", option, ["frames", *known]))
     folder = Path(directory)
     adapter_name = options.get("adapter_name", "default")
-    with _refusing_what_does_not_fit(folder):
+    with _unchanged_after_error(base), _refusing_what_does_not_fit(folder):
         repair_folder(folder)
         stamp = stamp_of(folder)
         config = read_config(folder, frames)
@@ -189,12 +190,12 @@ def load(
                 check_whole(model, folder, adapter_name)
         if stamp_of(folder) != stamp:  # PEFT has read other weights than those that were checked
             raise CheckpointError(f"{folder / WEIGHTS} changed while it was loaded; load it again")
-    # of a generated adapter also the tensors that its generator computes
-    broken = find_not_finite(model, adapter_name)
-    if broken is not None:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} contains NaN or Inf, in {broken}; use an earlier checkpoint"
-        )
+        # of a generated adapter also the tensors that its generator computes
+        broken = find_not_finite(model, adapter_name)
+        if broken is not None:
+            raise CheckpointError(
+                f"{folder / WEIGHTS} contains NaN or Inf, in {broken}; use an earlier checkpoint"
+            )
     return model
 
 
@@ -216,6 +217,33 @@ def read_config(folder: Path, frames: str | Path | None = None) -> PeftConfig:
     if file is not None:
         config.held_frame_file = file  # so that building the adapter does not read it again
     return config
+
+
+@contextmanager
+def _unchanged_after_error(base: nn.Module) -> Iterator[None]:
+    """After an error every module of `base` has the attributes, children, parameters and hooks that
+    it has now; not the values of its tensors.
+    """
+    before = [
+        # dicts keep their identity: a handle that removes a hook refers to the dict of hooks
+        [(name, value, dict(value) if isinstance(value, dict) else None) for name, value in items]
+        for items in (vars(module).items() for module in base.modules())
+    ]
+    modules = list(base.modules())
+    trained = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, attributes in zip(modules, before, strict=True):
+            vars(module).clear()
+            for name, value, content in attributes:
+                if content is not None:
+                    value.clear()
+                    value.update(content)
+                vars(module)[name] = value
+        for parameter, was_trained in trained:
+            parameter.requires_grad_(was_trained)
+        raise
 
 
 @contextmanager

@@ -107,6 +107,17 @@ def _host_settings(host: Any) -> dict[str, Any]:
     return as_json(settings)
 
 
+def _numbers(host: dict[str, Any]) -> dict[str, Any]:
+    """What a host's config says in numbers and flags, such as the scale `lora_alpha`, without the
+    sizes that PEFT takes from the base.
+    """
+    return {
+        name: value
+        for name, value in host.items()
+        if isinstance(value, int | float) and name not in (*_PROMPT_SIZES, "inference_mode")
+    }
+
+
 def _check_host(model: Any) -> None:
     """Raise ConfigError unless a generator can produce the only adapter of this PeftModel."""
     if holder_of(model) is not None:
@@ -346,10 +357,10 @@ class AttachedModel(Attached, PeftModel if TYPE_CHECKING else object):
         Raises CheckpointError if they are of other tensors, or damaged.
         """
         live = self.generators.configs[adapter_name]
-        if saved.generated != live.generated:
+        if saved.generated != live.generated or _numbers(saved.host) != _numbers(live.host):
             raise CheckpointError(
-                f"{folder} generates other tensors than this adapter: it is for another base model,"
-                " or its adapter_config.json was edited"
+                f"{folder} generates other tensors than this adapter, or scales them otherwise: it"
+                " is for another base model or adapter, or its adapter_config.json was edited"
             )
         check_base(saved, live.base_digest, name_of(self.get_base_model()))
         loaded = super(AttachedModel, self._compact()).load_adapter(

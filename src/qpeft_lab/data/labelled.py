@@ -71,7 +71,10 @@ def label_number(value: Any, where: str) -> float:
     1e15.
     """
     number = math.nan
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
+    is_text = isinstance(value, str)
+    # float() also reads "1_0" as 10, and digits of other scripts
+    is_plain = is_text and value.isascii() and "_" not in value
+    if is_plain or (isinstance(value, int | float) and not isinstance(value, bool)):
         with suppress(ValueError, OverflowError):
             number = float(value)
     if abs(number) <= _LARGEST:

@@ -185,6 +185,14 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
             for row in renamed
             if any(message["role"] == "assistant" and message["content"] for message in row[key])
         ]
+        weighted = sum(message.get("weight", 1) != 1 for row in renamed for message in row[key])
+        if weighted:
+            found = (
+                f"{weighted} messages of {source} have a 'weight' other than 1, which is not read"
+            )
+            warnings.warn(
+                DataWarning(f"{found}; every message of an assistant is learned"), stacklevel=2
+            )
         roles = Counter(message["role"] for row in renamed for message in row[key])
         for role in roles.keys() - _ROLES:
             found = f"{roles[role]} messages of {source} have the unusual role {role!r}"

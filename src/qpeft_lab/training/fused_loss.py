@@ -49,17 +49,17 @@ def fused_loss(model: Any, n_tokens: int) -> Iterator[Loss | None]:
         hidden = kept.pop()  # (B, V + T, d_in): virtual tokens precede the text
         n_virtual = hidden.shape[1] - labels.shape[1]
         targets = F.pad(labels, (n_virtual, 0), value=IGNORED)[:, 1:].flatten()  # (B (V+T-1),)
-        total = F.linear_cross_entropy(
+        losses = F.linear_cross_entropy(
             hidden[:, :-1].flatten(0, 1).to(head.weight.dtype),  # (B (V+T-1), d_in)
             head.weight,
             targets,
             linear_bias=head.bias,
-            reduction="sum",
+            reduction="none",  # in half precision a sum loses digits with every token
             ignore_index=IGNORED,
             options=nn.LinearCrossEntropyOptions(batch_chunk_size=_TOKENS, chunking_method=None),
         )
         n_scored = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return total / n_scored
+        return losses.float().sum() / n_scored
 
     hook = base.base_model.register_forward_hook(keep)
     try:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
+from inspect import signature
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class _Kept:
         self.path: Path | None = None  # of the output of the last of them
         self.hidden: Tensor | None = None
 
-    def compute(self, compute: Callable[..., Any], **inputs: Any) -> Any:
+    def compute(self, compute: Callable[..., Any], *values: Any, **inputs: Any) -> Any:
+        inputs.update(zip(signature(compute).parameters, values, strict=False))  # as GPT-2's head
         given = {name: value for name, value in inputs.items() if value is not None}
         self.path = self.hidden = None
         self.n_fixed = self._count_fixed()
