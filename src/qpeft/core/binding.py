@@ -102,7 +102,7 @@ class Evaluation:
         """
         parameters = list(generator.parameters())
         # `functional_call` can replace some by others with the same content, which get gradients
-        if any(p is not q for p, q in zip(parameters, self._parameters, strict=True)):
+        if [*map(id, parameters)] != [*map(id, self._parameters)]:
             return False
         # an equal key does not mean equal values: a write through `.data` leaves no version
         reached = zip(parameters, self._trained, strict=True)  # by the graph

@@ -356,7 +356,7 @@ class AttachedModel(Attached, PeftModel if TYPE_CHECKING else object):
 
         Raises CheckpointError if they are of other tensors, or damaged.
         """
-        live = self.generators.configs[adapter_name]
+        live: Any = self.generators.configs[adapter_name]
         if saved.generated != live.generated or _numbers(saved.host) != _numbers(live.host):
             raise CheckpointError(
                 f"{folder} generates other tensors than this adapter, or scales them otherwise: it"
