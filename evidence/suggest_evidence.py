@@ -152,8 +152,8 @@ def on_large_bases() -> dict[str, dict[str, Any]]:
         for name in LARGE_STUDIES.get(budget_of(key), ()):
             stage = of_smollm2[name]
             runs = [result for result in stage.results if result.key.startswith(f"{family}_")]
-            if not runs:
-                continue
+            if not runs or "layers_to_transform" in runs[0].method.settings:
+                continue  # layers of this base alone
             by_rate = {run.lr: run for run in runs if run.lr}
             validation = {rate: validation_loss(run) for rate, run in by_rate.items()}
             base = Path(stage.study.run.model).name

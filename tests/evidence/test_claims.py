@@ -2,7 +2,7 @@
 
 import json
 import re
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
 import pytest
 import yaml
@@ -404,38 +404,70 @@ def test_pages_say_how_the_order_carries_over_to_smollm2():
     small = smollm2_tables.small_places(adapters)
     assert {family for family, place in small.items() if place <= 5} == {*families[:5]}
     assert [small["gains"], families[-1]] == [6, "gains"]
-    others = families[5:-1]
-    assert others == sorted(others, key=lambda family: small[family])
+    within = suggest_tables.kendall_correlation(shares[5:], [-loss for loss in losses[5:]])
+    assert says(f"tau within the five others is {within.value:.2f}.")
 
-    tried = {family: smollm2_tables.tried_of(family) for family in families}
-    higher = [
-        adapter
-        for adapter in adapters
-        if adapter.best.rate == max(run.rate for run in tried[adapter.family])
-    ]
-    assert len(higher) == 7
-    assert says("For seven of the ten the higher one was better")
-    seed = smollm2_tables.stage_2().study.seeds[0]
-    for adapter in adapters:  # with all four rates of stage 1
+    assert says(
+        f"For {count_higher(500)} of the ten at 500 and {count_higher(10_000)} of the twelve"
+    )
+    with_four_rates = {}
+    for adapter in adapters:
         runs = [
-            result.successes[seed]
+            result
             for result in smollm2_tables.stage_1().results
             if result.key.startswith(f"{adapter.family}_")
         ]
-        if runs:
-            best = min(runs, key=lambda row: row["valid_loss"])
-            losses[families.index(adapter.family)] = best["test_loss"]
-    assert losses == sorted(losses)
+        best = min(
+            runs,
+            key=lambda run: run.successes[smollm2_tables.SEARCH_SEED]["valid_loss"],
+            default=None,
+        )
+        found = adapter.best.test_loss if best is None else smollm2_tables.test_loss(best)
+        with_four_rates[adapter.family] = found
+    assert [*with_four_rates.values()] == sorted(with_four_rates.values())
+    unit = smollm2_tables.unit_of_e2e()
+    framed, signs = (
+        100 * (with_four_rates["core"] - with_four_rates[family]) / unit
+        for family in ("framed", "signs")
+    )
+    assert says(f"would be {framed:.0f} % ahead of framed core, and framed signs are {signs:.0f} %")
 
-    unit = smollm2_tables.gain(summaries_of("smollm2")["signal-e2e"])
-    spreads = [
-        100 * stdev(row["test_loss"] for row in result.successes.values()) / unit
-        for result in smollm2_tables.stage_1().results
-        if result.key[-2:] in ("_2", "_3")
+
+def count_higher(budget):
+    """Of how many adapters of stage 2 the higher of two learning rates was the better one."""
+    words = dict(
+        enumerate(
+            [
+                "none",
+                "one",
+                "two",
+                "three",
+                "four",
+                "five",
+                "six",
+                "seven",
+                "eight",
+                "nine",
+                "ten",
+                "eleven",
+            ]
+        )
+    )
+    is_higher = [
+        adapter.best.rate
+        == max(run.rate for run in smollm2_tables.tried_of(adapter.family, budget))
+        for adapter in smollm2_tables.ordered(budget)
     ]
-    assert len(spreads) == 6
-    expected = f"a standard deviation of {min(spreads):.1f} to {max(spreads):.1f} %"
-    assert says(expected)
+    return words[sum(is_higher)]
+
+
+def test_page_says_how_the_order_of_10000_parameters_carries_over():
+    adapters = smollm2_tables.ordered(10_000)
+    shares = [adapter.small_share for adapter in adapters]
+    losses = [-adapter.best.test_loss for adapter in adapters]
+    value, low, high, n = suggest_tables.kendall_correlation(shares, losses)
+    assert n == 12
+    assert says(f"tau of twelve adapters is {value:.2f} [{low:.2f}, {high:.2f}]")
 
 
 def test_perplexities_of_the_recipe_are_those_of_its_rows():
@@ -552,10 +584,11 @@ def test_pages_say_what_shared_frames_keep():
     of_others = [reached[label] for label in kept]
     assert says(f"reached {min(of_others)} to {max(of_others)} % of the gain of LoRA r=8.")
     uni = next(each for each in smollm2_tables.ordered() if each.family == "uni")
+    alone = uni.best.test_losses[smollm2_tables.SEARCH_SEED]
+    untrained = smollm2_tables.test_loss(e2e["none"])
+    of_seed = 100 * (untrained - alone) / smollm2_tables.unit_of_e2e()
     with_all_six = reached["frame of all six texts"]
-    assert says(
-        f"reached {smollm2_tables.share_500(uni):.0f} %, and the frame of all six texts {with_all_six} %."
-    )
+    assert says(f"reached {of_seed:.0f} %, and the frame of all six texts {with_all_six} %.")
     pages = ["README.md", "CHANGELOG.md", "docs/small_adapters.md", "docs/quantum_peft.md"]
     for page in pages:
         text = (ROOT / page).read_text(encoding="utf-8")
