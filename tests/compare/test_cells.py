@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from qpeft import methods as methods_table
 from qpeft.backends import ExactBackend
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError
+from qpeft_lab.base_model import fingerprint
 from qpeft_lab.compare import cell as cell_module
 from qpeft_lab.compare.cell import (
     data_as_json,
@@ -183,6 +184,18 @@ def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
     assert finals["lora"].lr == 0.1
     assert finals["qpa"].lr == min(finals["qpa"].spec.rates)  # no trial succeeded
     assert finals["none"].lr is None
+
+
+def test_cell_whose_base_changed_since_the_plan_is_refused(tmp_path, planned):
+    base = save_base(tmp_path / "base", llama(vocab_size=257))
+    plan, cell = planned("none", **{"run.model": str(base), "run.seq_len": 16})
+    row = run_cell(cell, plan.folder)
+    other = llama(vocab_size=257)
+    other.lm_head.weight.data += 1.0
+    save_base(base, other)
+    with pytest.raises(ConfigError, match="base changed since the study was planned; restore it"):
+        run_cell(cell, plan.folder)
+    assert row["status"] == "success"
 
 
 def test_cell_whose_files_changed_since_the_plan_is_refused(study, tmp_path):
@@ -651,7 +664,8 @@ def test_cells_that_adapt_upper_layers_share_the_hidden_states_of_those_below(
         path.write_bytes(path.read_bytes()[:-1])
     assert passes(sharing[0])[0] == 8  # damaged files are computed again
     save_base(base, llama(vocab_size=257, tie_word_embeddings=True, num_attention_heads=1))
-    assert passes(sharing[0])[0] == 8  # and those of another base
+    setup = replace(plan.setup, base_sha256=fingerprint(str(base)))
+    assert passes(replace(sharing[0], setup=setup))[0] == 8  # and those of another base
 
 
 def test_hidden_states_of_a_body_that_gets_tokens_by_position_are_kept(tmp_path):

@@ -57,6 +57,7 @@ SETUP = Setup(
     test_blocks=0,
     generation=None,
     reference=planned("lora"),
+    base_sha256="",
 )
 
 

@@ -3,8 +3,8 @@
 It is that of the equal search of evidence/PROTOCOL.md: for each family of adapters at each budget
 the configuration that was best in the search, and test losses in the same setups (a base and a
 text). `evidence/suggest_evidence.py` makes it from the rows. Of bases above 50 million parameters it
-has stages 1 and 2 of evidence/smollm2/PROTOCOL.md: ten families at one budget, at the learning rates
-that are suggested.
+has stages 1 and 2 of evidence/smollm2/PROTOCOL.md, at 500 and at 10,000 parameters, at the learning
+rates that are suggested.
 """
 
 from __future__ import annotations

@@ -28,11 +28,13 @@ from qpeft.errors import ConfigError, DataWarning
 from qpeft.files import replace_file
 from qpeft.methods import Trains
 from qpeft.methods.method import imported
+from qpeft_lab.base_model import fingerprint
 from qpeft_lab.compare.cell_progress import ProgressFile
 from qpeft_lab.compare.measure import measure_cost, rank_fields
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.compare.study import Generation, PlannedMethod
 from qpeft_lab.data.text import answered_prompts
+from qpeft_lab.demo import base_model
 from qpeft_lab.diagnose.adapters import angle_moves
 from qpeft_lab.files import RUN_AGAIN
 from qpeft_lab.method_records import UNTRAINED
@@ -64,6 +66,7 @@ class Setup:
     test_blocks: int
     generation: Generation | None
     reference: PlannedMethod  # the method that times are compared with
+    base_sha256: str  # of the plan
     hidden_states: Path | None = None  # kept for all cells that train the upper layers alone
 
 
@@ -131,6 +134,7 @@ def run_cell(cell: Cell, folder: Path) -> Row:
     The row has status diverged if a loss is not finite, or ends above twice its first value.
     Other errors are raised, such as ConfigError for a user's file that changed since the plan.
     """
+    _refuse_changed_base(cell.setup)
     _refuse_changed_files(cell.spec)
     row = started_row(cell)
     with warnings.catch_warnings(action="ignore"):  # libraries repeat them in every cell
@@ -154,6 +158,18 @@ def run_cell(cell: Cell, folder: Path) -> Row:
     is_finite = all(map(math.isfinite, (*losses, test_loss)))
     is_lost = not is_finite or losses[-1] > _DIVERGED * losses[0]
     return row | measured | {"status": "diverged" if is_lost else "success"}
+
+
+def _refuse_changed_base(setup: Setup) -> None:
+    """Raise ConfigError if the base is a folder or file with another content than at the plan; of a
+    hub's the plan has the commit.
+    """
+    model = base_model(setup.run.model)
+    if Path(model).expanduser().exists() and fingerprint(model) != setup.base_sha256:
+        raise ConfigError(
+            f"the base model {model} changed since the study was planned; restore it, or give"
+            " another --out"
+        )
 
 
 def _refuse_changed_files(spec: PlannedMethod) -> None:

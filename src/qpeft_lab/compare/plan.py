@@ -182,6 +182,7 @@ def make_plan(
         study.test_blocks,
         study.generation,
         reference,
+        hashes["base_sha256"],
         hidden_states,
     )
     return Plan(folder, planned, setup, own_files)
