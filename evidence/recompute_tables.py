@@ -611,7 +611,9 @@ def order_500() -> Iterator[str]:
     for budget, small in ON_SMALL.items():
         chosen = list(stage_2(budget))
         framed = [family for family in chosen if family in IN_FRAMES]
-        for group in (chosen, framed, [family for family in chosen if family not in framed]):
+        others = [family for family in chosen if family not in framed]
+        groups = {"all": chosen, "in frames of the gradient": framed, "the others": others}
+        for label, group in groups.items():
             n = len(group)
             shares = [share(f"{family}_{small}") for family in group]  # the best on SmolLM2 first
             signs = [1 if a > b else -1 for a, b in combinations(shares, 2)]
@@ -621,6 +623,7 @@ def order_500() -> Iterator[str]:
                 reach = 1.959964 * math.sqrt(0.437 / (n - 4))
                 low, high = (math.tanh(math.atanh(tau) + side) for side in (-reach, reach))
                 text += f" [{low:.2f}, {high:.2f}]"
+            yield label
             yield f"{n}"
             yield text
 
