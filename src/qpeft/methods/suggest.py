@@ -254,7 +254,8 @@ def _notes(evidence: Evidence, suggestion: Suggestion, parameters: int | None) -
             " differ"
         )
     if _is_of_large(suggestion):
-        families = sorted({each.label.partition(",")[0] for each in evidence.large.values()})
+        of_budget = (d for d in evidence.large.values() if d.budget == suggestion.budget)
+        families = sorted(design.label.partition(",")[0] for design in of_budget)
         notes.append(_OF_LARGE.format(", ".join(families), suggestion.results[0]["base"]))
     most = max(suggestion.budget, *(design.budget for design in evidence.designs))
     if parameters is not None and parameters > most:
