@@ -304,3 +304,27 @@ def test_card_names_the_base_only_if_it_has_a_name(llama, adapters, tmp_path):
             )
             assert front.get("base_model") == (name or None)
             assert front["tags"] == [kind, "qpeft"]
+
+
+@pytest.mark.parametrize("method", ["qpa", "sora", "cua"])
+def test_active_adapter_is_exported(llama, ids, adapters, tmp_path, method):
+    def config():
+        return {
+            "qpa": lambda: qpeft.QPAConfig(r=2),
+            "sora": lambda: qpeft.SoRAConfig(r=2),
+            "cua": lambda: qpeft.CUAConfig(target_modules=["q_proj"]),
+        }[method]()
+
+    base = copy.deepcopy(llama)
+    model = get_peft_model(llama, config())
+    model.add_adapter("customer", config())
+    model.set_adapter("customer")
+    adapters.train(model, ids)
+
+    qpeft.export(model, tmp_path / "customer")
+
+    exported = PeftModel.from_pretrained(base, tmp_path / "customer")
+    torch.testing.assert_close(adapters.logits(exported, ids), adapters.logits(model, ids))
+    model.base_model.set_adapter(["default", "customer"])
+    with pytest.raises(ConfigError, match="are active; give adapter_name"):
+        qpeft.export(model, tmp_path / "both")

@@ -679,6 +679,7 @@ def test_other_kinds_of_adapters_and_empty_folders_raise(gpt2, users, tmp_path):
 CALLS_OF_PEFT = (
     "set_adapter disable_adapter disable_adapter_layers enable_adapter_layers merge_adapter"
     " add_adapter load_adapter add_weighted_adapter delete_adapter unload merge_and_unload"
+    " load_state_dict"
 )
 
 

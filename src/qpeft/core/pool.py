@@ -42,7 +42,7 @@ BASE = "__base__"  # PEFT's word in adapter_names
 _REFUSED = (
     "set_adapter disable_adapter disable_adapter_layers enable_adapter_layers merge_adapter"
     " add_adapter load_adapter add_weighted_adapter delete_adapter inject_adapter unload"
-    " merge_and_unload"
+    " merge_and_unload load_state_dict"
 )
 
 
