@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import combinations
 from statistics import fmean, median
 
 import pytest
@@ -407,7 +408,7 @@ def test_pages_say_how_the_order_carries_over_to_smollm2():
     assert {family for family, place in small.items() if place <= 5} == {*families[:5]}
     assert [small["gains"], families[-1]] == [6, "gains"]
     within = suggest_tables.kendall_correlation(shares[5:], [-loss for loss in losses[5:]])
-    assert says(f"tau within the five others is {within.value:.2f}.")
+    assert says(f"Within the five others tau is {within.value:.2f}:")
 
     assert says(
         f"For {count_higher(500)} of the ten at 500 and {count_higher(10_000)} of the twelve"
@@ -432,7 +433,8 @@ def test_pages_say_how_the_order_carries_over_to_smollm2():
         100 * (with_four_rates["core"] - with_four_rates[family]) / unit
         for family in ("framed", "signs")
     )
-    assert says(f"would be {framed:.0f} % ahead of framed core, and framed signs are {signs:.0f} %")
+    assert says(f"would then be {framed:.0f} % ahead of framed core, which had no further rates")
+    assert says(f"framed signs are {signs:.0f} % ahead of framed core either way")
 
 
 def count_higher(budget):
@@ -452,6 +454,13 @@ def test_page_says_how_the_order_of_10000_parameters_carries_over():
     losses = [-adapter.best.test_loss for adapter in adapters]
     value, low, high, n = suggest_tables.kendall_correlation(shares, losses)
     assert n == 12
+    pairs = list(combinations(adapters, 2))  # the better one on SmolLM2 first
+    discordant = [pair for pair in pairs if pair[0].small_share < pair[1].small_share]
+    of_uni = [pair for pair in discordant if "uni" in {each.family for each in pair}]
+    assert len(discordant) == 3 * len(of_uni)
+    families = [adapter.family for adapter in adapters]
+    assert {*families[2:7]} == {*smollm2_tables.FRAMED}
+    assert [families.index("uni") + 1, smollm2_tables.small_places(adapters)["uni"]] == [2, 9]
     assert says(f"Tau of twelve adapters is {value:.2f} [{low:.2f}, {high:.2f}]")
 
 
