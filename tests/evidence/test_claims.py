@@ -403,6 +403,10 @@ def test_pages_say_how_the_order_carries_over_to_smollm2():
     assert says(
         f"Kendall's tau of the ten adapters is {value:.2f} [{low:.2f}, {high:.2f}], with three"
     )
+    spearman = suggest_tables.rank_correlation(shares, [-loss for loss in losses]).value
+    assert says(f"correlation, as in the table above, is {spearman:.2f}.")
+    by_group_alone = 5 * 5 / (n * (n - 1) / 2)
+    assert says(f"tau is {by_group_alone:.2f} even if the order within each group is chance")
     assert {*families[:5]} == {*smollm2_tables.FRAMED}
     small = smollm2_tables.small_places(adapters)
     assert {family for family, place in small.items() if place <= 5} == {*families[:5]}
@@ -413,6 +417,12 @@ def test_pages_say_how_the_order_carries_over_to_smollm2():
     assert says(
         f"For {count_higher(500)} of the ten at 500 and {count_higher(10_000)} of the twelve"
     )
+    framed, lie, signs = (
+        smollm2_tables.test_loss(smollm2_tables.stage_1()[f"{family}_3"])
+        for family in ("framed", "lie", "signs")
+    )
+    assert says(f"both have lower test losses, {framed:.3f} and {lie:.3f}, and Lie rotations and")
+    assert lie == pytest.approx(signs, abs=5e-4)
     with_four_rates = {}
     for adapter in adapters:
         runs = [
