@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -240,7 +241,9 @@ def _adapt(model: nn.Module, config: Any) -> Any:
         perm2mat=lambda _, n: torch.empty(n, n),
     )
     try:
-        with drawing, permuting:
+        with drawing, permuting, warnings.catch_warnings():
+            # PEFT reads an attribute by a name that transformers is giving up
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             # without casts, which take time and change no count
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except QpeftError:
