@@ -589,14 +589,19 @@ def adapters_of_stage_2(budget: int) -> Iterator[str]:
         yield f"{rows[0]['params_trainable']:,}"
         yield f"{rows[0]['lr']:g}"
         yield f"{mean_test(rows):.3f}"
-        gained = [100 * (untrained - row["test_loss"]) / unit for row in rows]
-        text = f"{statistics.mean(gained):.0f} %"
-        if len(rows) > 1:
-            error = statistics.stdev(gained) / math.sqrt(len(gained))
-            reach = oracle.quantile(len(gained) - 1) * error
-            low, high = (statistics.mean(gained) + side for side in (-reach, reach))
-            text += f" [{low:.0f}, {high:.0f}]"
-        yield text
+        yield gained_text(rows, untrained, unit)
+
+
+def gained_text(rows: list[dict[str, Any]], untrained: float, unit: float) -> str:
+    """In per cent of the unit, with Student's interval over more than one seed."""
+    gained = [100 * (untrained - row["test_loss"]) / unit for row in rows]
+    text = f"{statistics.mean(gained):.0f} %"
+    if len(rows) > 1:
+        error = statistics.stdev(gained) / math.sqrt(len(gained))
+        reach = oracle.quantile(len(gained) - 1) * error
+        low, high = (statistics.mean(gained) + side for side in (-reach, reach))
+        text += f" [{low:.0f}, {high:.0f}]"
+    return text
 
 
 def beside_framed() -> Iterator[str]:
@@ -607,25 +612,71 @@ def beside_framed() -> Iterator[str]:
 
 
 def order_500() -> Iterator[str]:
-    """Kendall's tau: pairs in the same order minus pairs in the other, as a part of all pairs."""
     for budget, small in ON_SMALL.items():
         chosen = list(stage_2(budget))
-        framed = [family for family in chosen if family in IN_FRAMES]
-        others = [family for family in chosen if family not in framed]
-        groups = {"all": chosen, "in frames of the gradient": framed, "the others": others}
-        for label, group in groups.items():
-            n = len(group)
-            shares = [share(f"{family}_{small}") for family in group]  # the best on SmolLM2 first
-            signs = [1 if a > b else -1 for a, b in combinations(shares, 2)]
-            tau = sum(signs) / len(signs)
-            text = f"{tau:.2f}"
-            if n > 5:
-                reach = 1.959964 * math.sqrt(0.437 / (n - 4))
-                low, high = (math.tanh(math.atanh(tau) + side) for side in (-reach, reach))
-                text += f" [{low:.2f}, {high:.2f}]"
-            yield label
-            yield f"{n}"
-            yield text
+        known = {family: share(f"{family}_{small}") for family in chosen}
+        for texts in taus(chosen, known):
+            yield from texts
+
+
+def taus(best_first: list[str], known: dict[str, float]) -> Iterator[tuple[str, str, str]]:
+    """Kendall's tau: pairs in the same order minus pairs in the other, as a part of all pairs."""
+    framed = [family for family in best_first if family in IN_FRAMES]
+    others = [family for family in best_first if family not in framed]
+    groups = {"all": best_first, "in frames of the gradient": framed, "the others": others}
+    for label, group in groups.items():
+        n = len(group)
+        pairs = combinations((known[family] for family in group), 2)
+        signs = [1 if a > b else -1 for a, b in pairs]
+        tau = sum(signs) / len(signs)
+        text = f"{tau:.2f}"
+        if n > 5:
+            reach = 1.959964 * math.sqrt(0.437 / (n - 4))
+            low, high = (math.tanh(math.atanh(tau) + side) for side in (-reach, reach))
+            text += f" [{low:.2f}, {high:.2f}]"
+        yield label, f"{n}", text
+
+
+def stage_7() -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
+    """By family, the best first, its runs on Shakespeare; and its mean loss on the E2E references."""
+    rows = setups("smollm2")["adapters-500-shakespeare"].rows
+    families = sorted(rows.keys() - {"none"}, key=lambda family: mean_test(rows[family]))
+    circuits, e2e = setups("smollm2")["circuit-e2e"].rows, stage_2(500)
+    on_e2e = {}
+    for family in families:
+        twin = circuits[f"{family}_3"] if family in ("framed", "signs", "lie") else e2e[family]
+        assert {row["lr"] for row in rows[family]} == {row["lr"] for row in twin}
+        seeds = [row["seed"] for row in rows[family]]
+        on_e2e[family] = mean_test([row for row in twin if row["seed"] in seeds])
+    return {family: rows[family] for family in families}, on_e2e
+
+
+def unit_of_shakespeare() -> float:
+    signal = setups("smollm2")["signal-shakespeare"]
+    return signal.mean("none") - signal.mean("lora_r8")
+
+
+def on_shakespeare() -> Iterator[str]:
+    chosen, on_e2e = stage_7()
+    untrained = setups("smollm2")["adapters-500-shakespeare"].mean("none")
+    places = sorted(on_e2e, key=lambda family: on_e2e[family])
+    for place, (family, rows) in enumerate(chosen.items(), start=1):
+        yield from (f"{place}", f"{places.index(family) + 1}", f"{rows[0]['lr']:g}")
+        yield f"{mean_test(rows):.3f}"
+        yield gained_text(rows, untrained, unit_of_shakespeare())
+
+
+def order_on_shakespeare() -> Iterator[str]:
+    chosen, on_e2e = stage_7()
+    for texts in taus(list(chosen), {family: -loss for family, loss in on_e2e.items()}):
+        yield from texts
+
+
+def beside_framed_on_shakespeare() -> Iterator[str]:
+    chosen, _ = stage_7()
+    others = ("signs", "lie", "core", "sb", "uni", "qpa", "xs")
+    pairs = [(chosen["framed"], chosen[other]) for other in others]
+    yield from of_rows(pairs, unit_of_shakespeare())
 
 
 def stage_3() -> list[Setup]:
@@ -797,6 +848,9 @@ TABLES = {
     "adapters_10000": lambda: adapters_of_stage_2(10_000),
     "beside_framed": beside_framed,
     "order_500": order_500,
+    "on_shakespeare": on_shakespeare,
+    "order_on_shakespeare": order_on_shakespeare,
+    "beside_framed_on_shakespeare": beside_framed_on_shakespeare,
     "shared_frames": shared_frames,
     "customers": customers,
     "sentences": sentences,

@@ -102,7 +102,7 @@ def circuits() -> Grid:
     r=8 gains on the same text.
     """
     summary = stage_1()
-    per_cent = 100 / unit_of_e2e()
+    per_cent = 100 / unit_of("e2e")
     rows = []
     for end in RATES:
         ours = summary[f"framed_{end}"]
@@ -116,7 +116,7 @@ def circuit_losses() -> str:
     far its angles moved.
     """
     summary = stage_1()
-    unit = unit_of_e2e()
+    unit = unit_of("e2e")
     rows = []
     for result in sorted(summary.results, key=test_loss):
         if result.key == "none":
@@ -242,6 +242,18 @@ class Ordered(NamedTuple):
     small_share: float  # of LoRA's gain on the small bases
 
 
+class Reread(NamedTuple):
+    """An adapter of stage 7."""
+
+    result: Result
+    test_losses: dict[int, float]  # by seed
+    on_e2e: float  # mean test loss of the same configuration and seeds on the E2E references
+
+    @property
+    def loss(self) -> float:
+        return fmean(self.test_losses.values())
+
+
 def ordered(budget: int = 500) -> list[Ordered]:
     """The adapters of stage 2 that ran at this budget, the best first."""
     small = {
@@ -299,16 +311,16 @@ def small_places(adapters: Sequence[Ordered]) -> dict[str, int]:
     return {adapter.family: place for place, adapter in enumerate(in_order, start=1)}
 
 
-def unit_of_e2e() -> float:
-    """What LoRA r=8 on all maps gains on the E2E references, in nats a token."""
-    return gain(summaries_of(SMOLLM2)["signal-e2e"])
+def unit_of(text: str) -> float:
+    """What LoRA r=8 on all maps gains on one of `TEXTS`, in nats a token."""
+    return gain(summaries_of(SMOLLM2)[f"signal-{text}"])
 
 
 def shares(adapter: Ordered) -> Paired:
     """Of the gain of LoRA r=8 on all maps, in per cent, over the seeds."""
     untrained = test_loss(stage_2()["none"])
     gained = [untrained - loss for loss in adapter.best.test_losses.values()]
-    return average(gained).times(100 / unit_of_e2e())
+    return average(gained).times(100 / unit_of("e2e"))
 
 
 def adapters_500() -> str:
@@ -324,27 +336,30 @@ def adapters_10000() -> str:
 def _order_table(budget: int) -> str:
     adapters = ordered(budget)
     small = small_places(adapters)
-    rows = []
-    for place, adapter in enumerate(adapters, start=1):
-        share = shares(adapter)
-        interval = ""
-        if share.df:  # more than one seed
-            low, high = share.interval()
-            interval = f" [{low:.0f}, {high:.0f}]"
-        rows.append(
-            [
-                ORDERED[adapter.family],
-                f"{place}",
-                f"{small[adapter.family]}",
-                f"{adapter.best.trainable:,}",
-                f"{adapter.best.rate:g}",
-                f"{adapter.best.test_loss:.3f}",
-                f"{share.mean:.0f} %{interval}",
-            ]
-        )
+    rows = [
+        [
+            ORDERED[adapter.family],
+            f"{place}",
+            f"{small[adapter.family]}",
+            f"{adapter.best.trainable:,}",
+            f"{adapter.best.rate:g}",
+            f"{adapter.best.test_loss:.3f}",
+            share_text(shares(adapter)),
+        ]
+        for place, adapter in enumerate(adapters, start=1)
+    ]
     places = ["place", "place on small bases"]
     header = ["adapter", *places, "parameters", "rate", "loss", "of LoRA's gain"]
     return table(header, rows, numbers=6)
+
+
+def share_text(share: Paired) -> str:
+    """In per cent; with its interval if there is more than one seed."""
+    text = f"{share.mean:.0f} %"
+    if share.df == 0:
+        return text
+    low, high = share.interval()
+    return f"{text} [{low:.0f}, {high:.0f}]"
 
 
 def beside_framed() -> Grid:
@@ -356,8 +371,55 @@ def beside_framed() -> Grid:
         others = best[family].test_losses
         paired = average([ours[seed] - others[seed] for seed in sorted(ours)])
         label = f"framed circuits minus {ORDERED[family]}"
-        lines.append(Line(label, [Cell(paired.times(100 / unit_of_e2e()))]))
+        lines.append(Line(label, [Cell(paired.times(100 / unit_of("e2e")))]))
     return Grid(["loss of", "difference, per cent of LoRA's gain"], lines, MARGIN)
+
+
+def shakespeare() -> list[Reread]:
+    """The adapters of stage 7, the best first."""
+    stage_2_losses = {adapter.family: adapter.best.test_losses for adapter in ordered()}
+    for family in ("framed", *TWINS):  # at the rate that they have in stage 7
+        in_stage_1 = stage_1()[f"{family}_3"]
+        stage_2_losses[family] = _test_losses(in_stage_1)
+    adapters = []
+    for result in stage_7().results:
+        if result.key == "none":
+            continue
+        losses = _test_losses(result)
+        of_e2e = stage_2_losses[result.key]
+        on_e2e = fmean(of_e2e[seed] for seed in losses)
+        adapters.append(Reread(result, losses, on_e2e))
+    return sorted(adapters, key=lambda adapter: adapter.loss)
+
+
+def on_shakespeare() -> str:
+    """Stage 7: the order of adapters of 500 parameters on Shakespeare, and on the E2E references."""
+    adapters = shakespeare()
+    by_e2e = sorted(adapters, key=lambda adapter: adapter.on_e2e)
+    untrained = test_loss(stage_7()["none"])
+    rows = []
+    for place, adapter in enumerate(adapters, start=1):
+        gained = [untrained - loss for loss in adapter.test_losses.values()]
+        share = average(gained).times(100 / unit_of("shakespeare"))
+        rows.append(
+            [
+                adapter.result.label,
+                f"{place}",
+                f"{by_e2e.index(adapter) + 1}",
+                f"{adapter.result.lr:g}",
+                f"{adapter.loss:.3f}",
+                share_text(share),
+            ]
+        )
+    places = ["place", "place on E2E references"]
+    return table(["adapter", *places, "rate", "loss", "of LoRA's gain"], rows, numbers=5)
+
+
+def beside_framed_on_shakespeare() -> Grid:
+    """Stage 7: framed circuits minus other adapters, in per cent of LoRA's gain."""
+    pairs = [Pair("framed", other) for other in (*TWINS, *BESIDE)]
+    header = ["loss of", "difference, per cent of LoRA's gain"]
+    return Grid(header, differences(stage_7(), pairs, unit_of("shakespeare")), MARGIN)
 
 
 def sentences() -> str:
@@ -443,6 +505,11 @@ def stage_4() -> Summary:
     return summaries_of(SMOLLM2)["head-wikitext2"]
 
 
+def stage_7() -> Summary:
+    """Adapters of 500 parameters on SmolLM2, trained on Shakespeare."""
+    return summaries_of(SMOLLM2)["adapters-500-shakespeare"]
+
+
 def stage_8() -> Summary:
     """Published quantum adapters and their twins in the two upper layers of SmolLM2."""
     return summaries_of(SMOLLM2)["twins-e2e"]
@@ -463,6 +530,10 @@ def test_loss(result: Result) -> float:
     return fmean(row["test_loss"] for row in result.successes.values())
 
 
+def _test_losses(result: Result) -> dict[int, float]:
+    return {seed: row["test_loss"] for seed, row in result.successes.items()}
+
+
 def gain(summary: Summary) -> float:
     """What the reference of a study gains over the base without an adapter, in nats."""
     return test_loss(summary["none"]) - test_loss(summary[str(summary.study.reference)])
@@ -481,10 +552,7 @@ def differences(summary: Summary, pairs: Sequence[Pair], unit: float) -> list[Li
 
 def over_seeds(ours: Result, other: Result) -> Paired:
     """The difference of the test losses of each seed, with the variation of seeds alone."""
-    losses, others = (
-        {seed: row["test_loss"] for seed, row in result.successes.items()}
-        for result in (ours, other)
-    )
+    losses, others = _test_losses(ours), _test_losses(other)
     return average([losses[seed] - others[seed] for seed in sorted(losses.keys() & others.keys())])
 
 

@@ -72,21 +72,37 @@ def order_500() -> str:
     """
     rows = []
     for budget in smollm2_tables.SMALL_BUDGETS:
-        adapters = smollm2_tables.ordered(budget)
-        framed = [each for each in adapters if each.family in smollm2_tables.FRAMED]
-        others = [each for each in adapters if each not in framed]
-        for label, group in [
-            ("all", adapters),
-            ("in frames of the gradient", framed),
-            ("the others", others),
-        ]:
-            value, low, high, n = kendall_correlation(
-                [each.small_share for each in group], [-each.best.test_loss for each in group]
-            )
-            # the approximation needs more than a handful
-            interval = f" [{low:.2f}, {high:.2f}]" if n > 5 else ""
-            rows.append([f"{budget:,}", label, f"{n}", f"{value:.2f}{interval}"])
+        known = {each.family: each.small_share for each in smollm2_tables.ordered(budget)}
+        here = {each.family: -each.best.test_loss for each in smollm2_tables.ordered(budget)}
+        rows += [[f"{budget:,}", *row] for row in _taus(known, here)]
     return table(["parameters", "adapters", "number", "Kendall's tau"], rows, numbers=2)
+
+
+def order_on_shakespeare() -> str:
+    """Stage 7: Kendall's tau of the order on Shakespeare with that on the E2E references."""
+    adapters = smollm2_tables.shakespeare()
+    known = {each.result.key: -each.on_e2e for each in adapters}
+    here = {each.result.key: -each.loss for each in adapters}
+    return table(["adapters", "number", "Kendall's tau"], _taus(known, here), numbers=2)
+
+
+def _taus(known: dict[str, float], here: dict[str, float]) -> list[list[str]]:
+    """Of all families, of those in frames of the gradient, and of the others."""
+    framed = [family for family in known if family in smollm2_tables.FRAMED]
+    groups = {
+        "all": list(known),
+        "in frames of the gradient": framed,
+        "the others": [family for family in known if family not in framed],
+    }
+    rows = []
+    for label, group in groups.items():
+        value, low, high, n = kendall_correlation(
+            [known[family] for family in group], [here[family] for family in group]
+        )
+        # the approximation needs more than a handful
+        interval = f" [{low:.2f}, {high:.2f}]" if n > 5 else ""
+        rows.append([label, f"{n}", f"{value:.2f}{interval}"])
+    return rows
 
 
 def order_within(summary: Summary, budget: int) -> Correlation:

@@ -180,6 +180,28 @@ def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
     assert f"{192 * n_circuits:,} shots in all" in refused.stderr
 
 
+def test_answers_of_a_device_belong_to_the_content_of_its_file(answer, base_folder, text, tmp_path):
+    model = f"--model {base_folder} --data {text} --seq-len 16 --method cua"
+    answer(f"train {model} --readout magnitude --lr 0.1 --steps 2 --out {tmp_path}/run")
+    evaluate = f"evaluate --adapter {tmp_path}/run --data {text} --eval-blocks 1 --shots 50"
+
+    def measured(state):
+        device = tmp_path / f"{state}" / "device.py"  # of one name in several folders
+        device.parent.mkdir(exist_ok=True)
+        device.write_text(
+            "import numpy as np\nfrom qpeft.backends import Backend\n\nclass Mine(Backend):\n"
+            "    name = 'mine'\n\n    def run(self, ansatz, angles, shots, seed):\n"
+            f"        p = np.eye(2**ansatz.n_qubits)[{state}]\n"
+            "        return np.tile(p, (len(angles), 1))\n\ndevice = Mine()\n"
+        )
+        return answer(f"{evaluate} --backend {device}:device")["measured"][0]
+
+    first, other, again = (measured(state) for state in (0, 1, 0))
+    assert first["answered_before"] == other["answered_before"] == 0
+    assert first["loss"] == again["loss"] != other["loss"]
+    assert again["answered_before"] == again["circuits"]
+
+
 def test_generated_answers_are_scored_against_all_references(
     answer, base_folder, adapter_folder, tmp_path
 ):

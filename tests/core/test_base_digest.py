@@ -161,6 +161,21 @@ def test_vocabulary_resized_by_an_unknown_number_is_not_compared(monkeypatch):
     assert asked.call_args.kwargs == {"local_files_only": True}
 
 
+def test_adapter_made_after_merging_and_unmerging_loads_on_its_base(llama, ids, tmp_path):
+    """Their rounding changes the base by its last bits, not its signs."""
+    config = qpeft.QuantumPeftConfig(r=3, frame="weights", target_modules=["q_proj", "up_proj"])
+    model = move(get_peft_model(copy.deepcopy(llama), config))
+    model.merge_adapter()
+    model.unmerge_adapter()
+    model.add_adapter("b", config)
+    model.set_adapter("b")
+    trained = move(model)(input_ids=ids).logits
+    model.save_pretrained(tmp_path, selected_adapters=["b"])
+    with pytest.warns(BaseModelWarning, match="weights that differ a little from these"):
+        loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "b")
+    assert (loaded(input_ids=ids).logits - trained).abs().max() < 1e-3
+
+
 def test_new_head_of_a_classifier_is_not_compared(tmp_path):
     tiny_models.gpt2().save_pretrained(tmp_path / "base")
     config = qpeft.BottleneckConfig(bottleneck_size=2, target_modules=["mlp"], task_type="SEQ_CLS")

@@ -5,7 +5,7 @@ import shutil
 
 import datasets
 import pytest
-from folders import edit_json
+from folders import edit_json, write_rows
 from transformers import AutoTokenizer, VitsConfig
 
 from qpeft.errors import ConfigError, DataError, DataWarning, InputError
@@ -149,6 +149,14 @@ def test_pairs_without_one_of_their_texts_are_read_with_a_warning(read, tmp_path
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.warns(DataWarning, match="1 of 3 rows of .* nothing in column 'other'"):
         read(file, text_pair_column="other", eval_data=str(file))
+
+
+def test_second_texts_that_no_option_names_are_noted(read, tmp_path):
+    rows = [{"idx": n, "text": "a", "other": "x", "label": str(n % 2)} for n in range(4)]
+    file = write_rows(tmp_path / "pairs.jsonl", rows)
+    with pytest.warns(DataWarning, match="columns text, label, which are read, and other, which"):
+        read(file, eval_data=str(file))
+    read(file, text_pair_column="other", eval_data=str(file))  # no warning, which is an error here
 
 
 def test_texts_are_truncated_before_their_last_special_token(

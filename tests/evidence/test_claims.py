@@ -438,7 +438,7 @@ def test_pages_say_how_the_order_carries_over_to_smollm2():
         found = adapter.best.test_loss if best is None else smollm2_tables.test_loss(best)
         with_four_rates[adapter.family] = found
     assert [*with_four_rates.values()] == sorted(with_four_rates.values())
-    unit = smollm2_tables.unit_of_e2e()
+    unit = smollm2_tables.unit_of("e2e")
     framed, signs = (
         100 * (with_four_rates["core"] - with_four_rates[family]) / unit
         for family in ("framed", "signs")
@@ -590,7 +590,7 @@ def test_pages_say_what_shared_frames_keep():
     uni = next(each for each in smollm2_tables.ordered() if each.family == "uni")
     alone = uni.best.test_losses[smollm2_tables.SEARCH_SEED]
     untrained = smollm2_tables.test_loss(e2e["none"])
-    of_seed = 100 * (untrained - alone) / smollm2_tables.unit_of_e2e()
+    of_seed = 100 * (untrained - alone) / smollm2_tables.unit_of("e2e")
     with_all_six = reached["frame of all six texts"]
     assert says(f"reached {of_seed:.0f} %, and the frame of all six texts {with_all_six} %.")
     pages = ["README.md", "CHANGELOG.md", "docs/small_adapters.md", "docs/quantum_peft.md"]

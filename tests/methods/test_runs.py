@@ -11,6 +11,7 @@ from runs import Killed, Recorder, assert_same_result, kill_at, weights
 from transformers import AutoModelForCausalLM
 
 import qpeft
+from qpeft.errors import CheckpointError
 from qpeft.methods import Trains, get, hosts, keys
 from qpeft_lab import RunSettings, train
 from qpeft_lab.data.text import load_blocks
@@ -127,6 +128,14 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
     for model in models.values():
         found = evaluate_language_model(model.eval(), blocks, asked.batch_size)
         assert found.loss == pytest.approx(result.after.loss, abs=1e-5)
+
+
+def test_checkpoint_of_lora_ga_is_no_adapter_of_its_base(settings):
+    asked = settings("lora from the gradient", steps=3)
+    base = AutoModelForCausalLM.from_pretrained(asked.model)
+    checkpoint = train(asked).out / "checkpoints" / "checkpoint-2"
+    with pytest.raises(CheckpointError, match="LoRA-GA in training"):
+        qpeft.load(base, checkpoint)
 
 
 @pytest.mark.parametrize("name", marked({"sora", "quantum_peft in frames, 3 bits"}))

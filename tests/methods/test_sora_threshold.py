@@ -96,6 +96,15 @@ def test_two_active_adapters_have_separate_lambdas():
 
 
 sgd = torch.optim.SGD
+
+
+class ScheduleFree(sgd):
+    """As those of the package schedulefree, with weights of its own for evaluation."""
+
+    def eval(self):
+        pass
+
+
 REFUSED = {  # (model, optimizer, arguments), and what the message names
     "weight decay": (
         lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.01),
@@ -108,6 +117,12 @@ REFUSED = {  # (model, optimizer, arguments), and what the message names
         {},
         {"steps": 5},
         "param_groups",
+    ),
+    "schedule-free": (
+        lambda m: ScheduleFree(m.parameters(), lr=0.1),
+        {},
+        {"steps": 5},
+        "of its own",
     ),
     "no steps": (lambda m: sgd(m.parameters(), lr=0.1), {}, {}, "steps"),
     "rate 0": (

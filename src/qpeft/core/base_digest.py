@@ -56,8 +56,8 @@ def check_base(
     one is unknown.
 
     If not, warns with BaseModelWarning, or raises CheckpointError if its values depend on the base,
-    and none is quantized. Warns also of a base in another dtype, if DoRA's magnitudes or LoRA-XS's
-    frames are computed from its weights.
+    and none is quantized. Warns also of a base whose weights are rounded otherwise: by merging and
+    unmerging, or in another dtype, if DoRA's magnitudes or LoRA-XS's frames are computed from them.
     """
     recorded = config.base_digest
     if recorded is None or present is None:
@@ -71,6 +71,12 @@ def check_base(
                 f" {what} of the base's weights, which are rounded otherwise. Load the base in"
                 f" {theirs}, or export the adapter there"
             )
+        return True
+    if _equal_signs(recorded, present):
+        _warn(
+            f"{adapter} was trained on weights that differ a little from these; merge_adapter and"
+            " unmerge_adapter round a base so. What is computed from them differs a little as well"
+        )
         return True
     problem = (
         "was trained on other weights: its base model is"
@@ -179,5 +185,10 @@ def is_same(recorded: str, present: str) -> bool:
         )
     if theirs[2] == ours[2]:
         return True
-    types_differ = theirs[0] != ours[0]
-    return types_differ and theirs[1] == ours[1] and not is_quantized(recorded, present)
+    return theirs[0] != ours[0] and _equal_signs(recorded, present)
+
+
+def _equal_signs(recorded: str, present: str) -> bool:
+    """Whether floating-point weights have equal signs: rounding keeps them, training does not."""
+    signs, others = (digest.split(":")[1] for digest in (recorded, present))
+    return signs == others and not is_quantized(recorded, present)

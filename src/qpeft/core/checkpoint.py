@@ -303,6 +303,11 @@ def check_folder(folder: Path) -> dict[str, Any]:
             " peft wrote it, or it is of a method of your own: import the module that registers it"
             " first, or give its file on the command line with --method FILE.py:NAME"
         )
+    if config.get("init_lora_weights") == "lora_ga":
+        raise CheckpointError(
+            f"{folder} is a LoRA-GA in training, whose base has changed with it; take the adapter"
+            " that its finished run wrote (PEFT: path_initial_model_for_weight_conversion)"
+        )
     with reading(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as file:
         if not list(file.keys()):
             raise CheckpointError(f"{folder / WEIGHTS} contains no tensors; restore it")

@@ -23,7 +23,7 @@ from qpeft_lab.data.sources import content_hash, has_validation_split, rows_of, 
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.settings import COLUMNS, RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding
-from qpeft_lab.user_files import without_folders
+from qpeft_lab.user_files import file_hashes, without_folders
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -238,11 +238,12 @@ def _measured(
 
     run = (settings.model, settings.dtype, settings.batch_size, settings.seed)
     weights = file_hash(folder / WEIGHTS)
+    code = file_hashes(None, {}, asdict(points[0]))  # of a device in a file
 
     def folder_of(point: BackendSettings) -> Path:
         """Named after everything that determines the circuits and their answers."""
         of_point = without_folders({**asdict(point), "shot_budget": None})
-        identity = (run, of_point, task.sha256(), weights)
+        identity = (run, of_point, task.sha256(), weights, code)
         return folder / "measured" / hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
 
     def forecast(costs: list[dict[str, Any]]) -> None:

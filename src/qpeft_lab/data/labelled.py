@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from qpeft.errors import DataError, DataWarning
-from qpeft_lab.data.sources import Row, kept_rows, load_rows, note_empty, parse_source
+from qpeft_lab.data.sources import Row, kept_rows, load_rows, note_empty, note_unread, parse_source
 
 if TYPE_CHECKING:
     from qpeft_lab.settings import SharedSettings
@@ -107,6 +107,9 @@ def load_labelled_texts(
                 " line with the names if there is none"
             )
     *of_text, of_label = columns.values()
+    # such as the second text of a pair; a number of the row is none
+    texts_of_rows = (name for row in rows for name, value in row.items() if isinstance(value, str))
+    note_unread(source, columns.values(), dict.fromkeys(texts_of_rows))
     kept = []
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"

@@ -21,7 +21,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
@@ -166,15 +166,7 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
         )
     names, *_ = fitting
     # such as another format's, the tools of a conversation, or the system's part of a prompt
-    unread = dict.fromkeys(column for row in rows for column in row if column not in names)
-    if unread:
-        warnings.warn(
-            DataWarning(
-                f"{source} has the columns {', '.join(names)}, which are read, and"
-                f" {shorten(', '.join(unread), 80, placeholder=', ...')}, which are not"
-            ),
-            stacklevel=2,
-        )
+    note_unread(source, names, dict.fromkeys(column for row in rows for column in row))
     renamed = [
         _renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)
     ]
@@ -233,6 +225,16 @@ def kept_rows(source: str, kept: list[Any], n_rows: int, why: str) -> list[Any]:
     if len(kept) < n_rows:
         warnings.warn(DataWarning(f"{left_out}; they are left out"), stacklevel=2)
     return kept
+
+
+def note_unread(source: str, read: Iterable[str], present: Iterable[str]) -> None:
+    """Warn of the columns that are `present` and not `read`."""
+    names = list(read)
+    unread = ", ".join(column for column in present if column not in names)
+    if unread:
+        found = f"{source} has the columns {', '.join(names)}, which are read, and"
+        listed = shorten(unread, 80, placeholder=", ...")
+        warnings.warn(DataWarning(f"{found} {listed}, which are not"), stacklevel=2)
 
 
 def note_empty(source: str, column: str, texts: Sequence[str]) -> None:

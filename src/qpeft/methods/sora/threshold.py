@@ -41,7 +41,8 @@ class SoRACallback(TrainerCallback):
         called.
 
         Args:
-            optimizer: Any torch optimizer, also from accelerate's `prepare`.
+            optimizer: A torch optimizer, also from accelerate's `prepare`, but none that keeps
+                parameters of its own, such as a schedule-free one.
             model: The PeftModel, wrapped or not.
             steps: Optimizer steps of the whole run, including those before a resume. Required with
                 `shrink_budget`.
@@ -49,8 +50,8 @@ class SoRACallback(TrainerCallback):
                 such as transformers' schedules.
 
         Raises:
-            ConfigError: no gates to train, gates outside the optimizer or with weight decay, or
-                another schedule.
+            ConfigError: no gates to train, gates outside the optimizer or with weight decay,
+                another schedule, or a schedule-free optimizer.
         """
         hook = cls()
         hook._begin(optimizer, model, steps, schedule)
@@ -70,6 +71,11 @@ class SoRACallback(TrainerCallback):
                 "the model has no SoRA adapter; make one with get_peft_model(base, SoRAConfig(...))"
             )
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's
+        if hasattr(type(optimizer), "eval"):
+            raise ConfigError(
+                f"{type(optimizer).__name__} keeps parameters of its own, which SoRA's threshold"
+                " does not reach, so no gate would become zero; take another optimizer"
+            )
         self._tuner = tuner
         self._gates = [
             (generator.gates, tuner.peft_config[name])
