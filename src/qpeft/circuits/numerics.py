@@ -4,9 +4,11 @@ the axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from math import isfinite
+from threading import Lock
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -72,6 +74,45 @@ def _has_float_dtype(value: Any) -> bool:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype is not torch.bool
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Within: an NVIDIA GPU rounds no factors of float32 matrix products to TF32, in any thread."""
+    global _n_inside, _rounds
+    with _counting:
+        if _n_inside == 0 and (_rounds := rounds_products()):
+            _set_rounding("ieee", "highest")
+        _n_inside += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _n_inside -= 1
+            if _n_inside == 0 and _rounds:
+                _set_rounding("none", "high")  # as a more general setting of torch says
+                if not rounds_products():
+                    _set_rounding("tf32", "high")
+
+
+_counting = Lock()
+_n_inside = 0  # threads in `exact_products`
+_rounds = False  # whether products were rounded before
+
+
+def rounds_products() -> bool:
+    """Whether torch rounds the factors of float32 matrix products on NVIDIA GPUs."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return matmul.fp32_precision == "tf32"
+    return matmul.allow_tf32  # before torch 2.9
+
+
+def _set_rounding(value: str, before_2_9: str) -> None:
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        torch.backends.cuda.matmul.fp32_precision = value
+    else:
+        torch.set_float32_matmul_precision(before_2_9)
 
 
 def cached_tables(function: F) -> F:

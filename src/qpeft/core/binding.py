@@ -59,7 +59,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils._pytree import tree_map_only
 
-from qpeft.circuits.numerics import refuse_second_derivative, refuse_transforms
+from qpeft.circuits.numerics import exact_products, refuse_second_derivative, refuse_transforms
 from qpeft.core.generator import circuits_in
 from qpeft.core.replication import Replicas, keep_whole, n_processes, refuse_sharded
 from qpeft.core.slots import Slot, refuse_hook, refuse_write
@@ -191,7 +191,7 @@ class Gradients:
         _unmark(marked)
         if self.replicas is not None:
             gradient = self.replicas.average(gradient)
-        with torch.autocast(gradient.device.type, enabled=False):
+        with torch.autocast(gradient.device.type, enabled=False), exact_products():
             torch.autograd.backward(flat(), gradient, inputs=marked, retain_graph=True)
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -645,7 +645,7 @@ class _Boundary(torch.autograd.Function):
         # enabled for nodes that compute with autograd; the simulator's own backward pass still runs
         # without, as `create_graph` is false.
         no_autocast = torch.autocast(gradient.device.type, enabled=False)
-        with torch.enable_grad(), no_autocast, _without_hooks(wanted):
+        with torch.enable_grad(), no_autocast, exact_products(), _without_hooks(wanted):
             of_wanted = torch.autograd.grad(
                 ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True
             )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qpeft.backends import CircuitRun, Jobs
+from qpeft.circuits.numerics import exact_products
 from qpeft.core.exact_rank import Ranks, without_zero_ranks
 from qpeft.errors import CheckpointError, QpeftWarning
 
@@ -170,8 +171,8 @@ class Generator(FullPrecision):
     is_reordered = False  # whether a file records another order of tensors than the base's
 
     def __call__(self) -> Tensor:
-        """The adapter's parameters, flat (P,), float32 whatever autocast is set to."""
-        with torch.autocast(self.fingerprint.device.type, enabled=False):
+        """The adapter's parameters, flat (P,), float32 whatever autocast and TF32 are set to."""
+        with torch.autocast(self.fingerprint.device.type, enabled=False), exact_products():
             return super().__call__()
 
     def use_base(self, base: nn.Module) -> None:
