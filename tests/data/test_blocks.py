@@ -226,7 +226,8 @@ def test_answer_that_begins_like_what_the_template_opens_is_scored_whole(chat):
     assert chat.decode(tokens.ids[tokens.scored]) == "<th> bird<end>"
 
 
-def test_mark_between_two_answers_is_not_scored(chat):
+@pytest.mark.parametrize("content", ["the bird", "<", "end"])
+def test_mark_between_two_answers_is_not_scored(chat, content):
     """Also not where the template begins the last answer alone with an empty reasoning."""
     chat.chat_template = (
         "{% for m in messages %}[{{ m.role }}]"
@@ -234,8 +235,9 @@ def test_mark_between_two_answers_is_not_scored(chat):
         "{{ m.content }}<end>{% endfor %}" + OPEN
     )
     question, answer = MESSAGES[:2]
-    (tokens,) = encode([{"messages": [question, answer, {**answer, "content": "a fox"}]}], chat)
-    assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end>a fox<end>"
+    answers = [{**answer, "content": text} for text in (content, "a fox")]
+    (tokens,) = encode([{"messages": [question, *answers]}], chat)
+    assert chat.decode(tokens.ids[tokens.scored]) == f"{content}<end>a fox<end>"
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@ left as it was.
 """
 
 import pytest
+import torch
 from peft import get_peft_model
 from torch import nn
+from variants import VARIANTS
 
 import qpeft
 from qpeft import methods
@@ -182,3 +184,21 @@ def test_interruption_while_an_adapter_is_made_is_no_error_of_the_config(llama, 
 def test_model_without_known_modules(make):
     with pytest.raises(ConfigError, match="target_modules"):
         get_peft_model(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), make())
+
+
+@pytest.mark.parametrize(
+    "name, field, value",
+    [
+        ("qpa", "init_lora_weights", "pissa"),
+        ("quantum_peft", "init_lora_weights", "olora"),
+        ("sora", "layer_replication", [[0, 1], [0, 2]]),
+        ("qaa", "n_layers", 0),
+    ],
+)
+def test_field_that_was_set_later_is_checked_as_when_the_config_is_made(llama, name, field, value):
+    before = {key: value.clone() for key, value in llama.state_dict().items()}
+    config = VARIANTS[name].make_config()
+    setattr(config, field, value)
+    with pytest.raises(ConfigError, match=field):
+        get_peft_model(llama, config)
+    assert all(torch.equal(value, before[key]) for key, value in llama.state_dict().items())

@@ -105,7 +105,7 @@ def rounds_products() -> bool:
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, "fp32_precision"):
         return matmul.fp32_precision == "tf32"
-    return matmul.allow_tf32  # before torch 2.9
+    return bool(matmul.allow_tf32)  # before torch 2.9
 
 
 def _set_rounding(value: str, before_2_9: str) -> None:

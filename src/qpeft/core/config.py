@@ -72,7 +72,10 @@ _HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 def own_copy(config: Any) -> Any:
     """A copy of the config, so that the user's can be used again, with the heads that PEFT
     trains.
+
+    Raises ConfigError if a field that was set since the config was made is not one to make it with.
     """
+    type(config)(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init})
     copied = copy.copy(config)
     task = getattr(config.task_type, "value", config.task_type)
     heads = _HEADS.get(str(task))

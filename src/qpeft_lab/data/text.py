@@ -348,9 +348,8 @@ def _render_chat(
         # the template changes earlier answers, for example removes an empty reasoning
         if end < len(after):
             content = message["content"].strip()
-            longer = render(
-                [*messages[:n], {**message, "content": content + "\0"}, *messages[n + 1 :]]
-            )
+            marked = {**message, "content": content + "\0"}
+            longer = render([*messages[:n], marked, *messages[n + 1 :]])
             end = _common(text, longer)
             if longer == text or not text[start:end].endswith(content):
                 raise DataError(
@@ -358,7 +357,7 @@ def _render_chat(
                     f" conversation continues, for the messages {shorten(str(messages), 80)}, so their"
                     " place is unknown; give the columns prompt and completion"
                 )
-            end_mark = after[after.rfind(content) + len(content) :]
+            end_mark = after[render([*messages[:n], marked]).rfind("\0") :]
             end += _common(text[end:], end_mark)
         spans.append((start, _end_of_turn(text, start, end, message, tokenizer)))
     return text, spans
