@@ -58,11 +58,12 @@ stage() {
         4) study head-wikitext2 head wikitext2 ;;
         5) study sst2 sst2 sst2-labels minilm jsonl "--batch-size 16 --seq-len 64" ;;
         6)
+            study generation-short generation_short e2e-chats smollm2 jsonl "--batch-size 4 --seq-len 192"
             "$python" "$here/generation_study.py" "$results/adapters-e2e.jsonl.xz" generation.yaml
             study generation-e2e generation e2e-chats smollm2 jsonl "--batch-size 4 --seq-len 192"
             "$python" "$here/slot_values.py" runs/generation-e2e texts/e2e-chats/test.jsonl "$results/slot-values.json"
             ;;
-        7) study adapters-shakespeare adapters shakespeare ;;
+        7) study adapters-500-shakespeare adapters_500_shakespeare shakespeare && study adapters-shakespeare adapters shakespeare ;;
         8) study twins-e2e twins e2e ;;
         *) echo "no stage $1; there are 0 to 8" >&2 && exit 2 ;;
     esac

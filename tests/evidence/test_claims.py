@@ -447,6 +447,29 @@ def test_pages_say_how_the_order_carries_over_to_smollm2():
     assert says(f"framed signs are {signs:.0f} % ahead of framed core either way")
 
 
+def test_page_says_how_the_order_holds_on_shakespeare():
+    """The rule of its protocol, and the comparisons with framed circuits."""
+    adapters = smollm2_tables.shakespeare()
+    families = [adapter.result.key for adapter in adapters]
+    value, low, high, n = suggest_tables.kendall_correlation(
+        [-adapter.on_e2e for adapter in adapters], [-adapter.loss for adapter in adapters]
+    )
+    assert n == len({*families}) == 10
+    assert all(len(adapter.test_losses) == 3 for adapter in adapters)
+    assert value >= 0.7
+    assert {*families[:5]} == {*smollm2_tables.FRAMED}
+    assert says(
+        f"Kendall's tau with the order on the E2E references is {value:.2f} [{low:.2f}, {high:.2f}]"
+    )
+    for family in ("framed", *smollm2_tables.TWINS):
+        assert smollm2_tables.stage_7()[family].lr == 0.006
+    for adapter in smollm2_tables.ordered():
+        if adapter.family not in ("framed", *smollm2_tables.TWINS):
+            assert smollm2_tables.stage_7()[adapter.family].lr == adapter.best.rate
+    gains = [smollm2_tables.unit_of(text) for text in ("shakespeare", "e2e")]
+    assert says("{:.2f} in place of {:.2f} nats, in one run".format(*gains))
+
+
 def count_higher(budget):
     """Of how many adapters of stage 2 the higher of two learning rates was the better one."""
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
