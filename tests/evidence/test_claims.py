@@ -3,6 +3,7 @@
 import json
 import re
 from itertools import combinations
+from math import ceil
 from statistics import fmean, median
 
 import pytest
@@ -18,6 +19,7 @@ import rates_picture
 import smollm2_tables
 import suggest_tables
 import winners
+from comparison_tables import Cell, Grid, Line
 from qpeft_lab.compare.stats import holm
 from winners import BUDGETS, FINAL, summaries_of
 
@@ -458,9 +460,19 @@ def test_page_says_how_the_order_holds_on_shakespeare():
     assert all(len(adapter.test_losses) == 3 for adapter in adapters)
     assert value >= 0.7
     assert {*families[:5]} == {*smollm2_tables.FRAMED}
-    assert says(
-        f"Kendall's tau with the order on the E2E references is {value:.2f} [{low:.2f}, {high:.2f}]"
-    )
+    assert says(f"Kendall's tau is {value:.2f} [{low:.2f}, {high:.2f}], and the five adapters in")
+    shares = [smollm2_tables.share_of_shakespeare(adapter).mean for adapter in adapters[:5]]
+    assert says(f"They lie within {ceil(shares[0] - shares[4])} % of LoRA's gain")
+    assert families[0] == "framed"
+    grid = smollm2_tables.beside_framed_on_shakespeare()
+    assert grid.verdicts() == [["undecided"]] * 4 + [["better"]] * 3
+    differences = [line.cells[0].difference for line in grid.rows[:4]]
+    for one in differences:  # without Holm's correction
+        assert Grid(grid.header, [Line("", [Cell(one)])], grid.margin).verdicts() == [
+            ["equivalent"]
+        ]
+    ahead = [-round(one.mean) for one in differences[:2]]
+    assert says("ahead of signs and Lie rotations by {} and {} % of LoRA's gain".format(*ahead))
     for family in ("framed", *smollm2_tables.TWINS):
         assert smollm2_tables.stage_7()[family].lr == 0.006
     for adapter in smollm2_tables.ordered():
