@@ -167,6 +167,26 @@ def test_circuits_of_a_step_are_those_that_the_device_receives(llama, ids, adapt
     assert planned.sizes["n_circuits"] == settings["n_generators"]
 
 
+@pytest.mark.parametrize("source", ["qnn", "qnn_frozen"])
+def test_every_step_has_shot_noise_of_its_own(llama, adapters, source):
+    """Frozen angles are equal in all steps; a map could learn noise that is equal, too."""
+    model = adapters.qpa(llama, chunk_size=64, feature_source=source)
+    generator = model.base_model.generators["default"]
+    qpeft.set_backend(model, shots=2000)
+    (circuit,) = [part for part in generator.modules() if isinstance(part, CircuitFeature)]
+    measured = []
+    circuit.register_forward_hook(lambda *called: measured.append(called[-1].detach()))
+    for _ in range(2):
+        generator()
+    with torch.no_grad():
+        next(p for p in generator.parameters() if p.requires_grad and p.ndim == 2).add_(1e-3)
+    generator()
+
+    first, again, later = measured
+    assert torch.equal(first, again)  # in one state
+    assert not torch.equal(first, later)
+
+
 def test_shot_budget_counts_the_circuits_of_all_generators(llama, ids, adapters):
     model = adapters.qpa(llama, **SEVERAL)
     each = 1 + 2 * next(m for m in model.modules() if isinstance(m, CircuitFeature)).ansatz.n_angles

@@ -49,8 +49,8 @@ class _OfProcess:
 class Jobs(_OfProcess):
     """The jobs of one training run on one backend.
 
-    Counts depend on seed and angles only, so a resumed run draws the same counts as an
-    uninterrupted one.
+    Counts depend on seed, angles and trained parameters only, so a resumed run draws the same
+    counts as an uninterrupted one.
     """
 
     backend: Backend
@@ -94,11 +94,11 @@ class Jobs(_OfProcess):
                 " continue"
             )
 
-    def run(self, ansatz: Ansatz, angles: Numbers | Tensor) -> Any:
+    def run(self, ansatz: Ansatz, angles: Numbers | Tensor, state: bytes = b"") -> Any:
         """Probabilities or frequencies (B, D) at the angles `(B, *ansatz.angle_shape)`, radians.
 
         An array of an array; of a float64 tensor a tensor with a gradient, for backends with
-        `has_backprop`.
+        `has_backprop`. Simulated counts differ between two states, also at equal angles.
 
         Raises BackendError if the shot budget is used up, or the job failed, and ConfigError in
         distributed training, where a device would answer each process differently.
@@ -122,7 +122,7 @@ class Jobs(_OfProcess):
                 p = answer.detach().numpy()
             else:
                 key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
-                seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
+                seed = int.from_bytes(hashlib.sha256(key + state).digest()[:8], "little")
                 p = answer = self.backend.run(ansatz, angles, self.shots, seed)
             is_whole = p.shape == (len(angles), 2**ansatz.n_qubits)
             if not (is_whole and (p > -1e-9).all() and (abs(p.sum(axis=1) - 1) < 1e-3).all()):
@@ -169,6 +169,8 @@ class CircuitRun(_OfProcess):
     jobs: Jobs
     trained: bool = True  # frozen angles need no gradient
     n_circuits: int = 1  # that an optimizer step evaluates, each with its own angles
+    # of the generator: frozen angles, too, get other counts when something else was trained
+    state: bytes = b""
 
     def __post_init__(self) -> None:
         ansatz = self.ansatz
@@ -266,7 +268,7 @@ class _Probabilities(torch.autograd.Function):
     def forward(ctx: Any, angles: Tensor, run: CircuitRun) -> Tensor:
         ctx.save_for_backward(angles)
         ctx.run = run
-        (p,) = run.jobs.run(run._circuit, angles.detach().cpu().double().numpy()[None])
+        (p,) = run.jobs.run(run._circuit, angles.detach().cpu().double().numpy()[None], run.state)
         return torch.from_numpy(p).to(angles)
 
     @staticmethod
@@ -282,6 +284,8 @@ class _Probabilities(torch.autograd.Function):
         eye = torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)  # (P, *shape)
         shifts = math.pi / 2 * eye
         shifted = torch.cat([theta + shifts, theta - shifts])  # (2P, *shape)
-        p = torch.from_numpy(ctx.run.jobs.run(ctx.run._circuit, shifted.numpy()))  # (2P, D)
+        p = torch.from_numpy(
+            ctx.run.jobs.run(ctx.run._circuit, shifted.numpy(), ctx.run.state)
+        )  # (2P, D)
         plus, minus = (p @ weights).chunk(2)
         return (0.5 * (plus - minus).view(theta.shape)).to(angles), None

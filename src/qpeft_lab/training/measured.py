@@ -54,7 +54,7 @@ class StoredJobs(Jobs):
         stored = [_read(path) for path in folder.glob("*.safetensors")]
         return sum(len(job["p"]) for job in stored if job is not None)
 
-    def run(self, ansatz: Ansatz, angles: Numbers | Tensor) -> Any:
+    def run(self, ansatz: Ansatz, angles: Numbers | Tensor, state: bytes = b"") -> Any:
         """As `Jobs.run`, or the stored answer. Raises CheckpointError for one to other inputs."""
         assert not isinstance(angles, Tensor)  # an evaluation has no gradients
         path = next(self._files)
@@ -62,7 +62,7 @@ class StoredJobs(Jobs):
         if stored is not None:
             _check_angles(stored["angles"], angles, path)
             return stored["p"]
-        answer = super().run(ansatz, angles)
+        answer = super().run(ansatz, angles, state)
         with replace_file(path) as temporary:
             tensors = {"p": answer, "angles": angles}
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
