@@ -92,6 +92,40 @@ def test_answers_to_one_message_stay_together(split, tmp_path):
     assert set(Counter(parts[2]).values()) == {3}
 
 
+def turns(n, n_turns):
+    said = ((f"question {n}.{turn}", f"answer {n}.{turn}") for turn in range(n_turns))
+    roles = ("user", "assistant")
+    return [
+        {"role": role, "content": text}
+        for both in said
+        for role, text in zip(roles, both, strict=True)
+    ]
+
+
+def test_turns_of_a_conversation_stay_together_if_each_has_a_row(split, tmp_path):
+    rows = [{"messages": turns(n, n_turns)} for n in range(60) for n_turns in (1, 2, 3)]
+    parts, _ = split(data=write(tmp_path / "turns.jsonl", rows))
+    answers = [{m["content"] for row in part for m in row["messages"]} for part in parts]
+    assert all(answers)
+    assert not (answers[0] & answers[1]) | (answers[0] & answers[2]) | (answers[1] & answers[2])
+
+
+def test_beginnings_of_the_training_conversations_are_no_test_data(split, tmp_path):
+    data, test = (
+        write(tmp_path / f"{n_turns}.jsonl", ({"messages": turns(n, n_turns)} for n in range(60)))
+        for n_turns in (3, 2)
+    )
+    with pytest.raises(DataError, match="test data are a copy or a part of the training data"):
+        split(data=data, test_data=test)
+
+
+def test_prompts_that_differ_in_white_space_stay_together(split, tmp_path):
+    made = ({"prompt": f"what {n // 2}?" + " " * (n % 2), "completion": "x"} for n in range(180))
+    rows, _ = split(data=write(tmp_path / "rows.jsonl", made))
+    parts = [{row["prompt"].strip() for row in part} for part in rows]
+    assert not (parts[0] & parts[1]) | (parts[0] & parts[2]) | (parts[1] & parts[2])
+
+
 def test_tasks_of_glue_in_one_folder_have_data_of_their_own(split, tmp_path):
     (folder := tmp_path / "data").mkdir()
     for name, n in (("train", 100), ("validation_matched", 9), ("validation_mismatched", 9)):

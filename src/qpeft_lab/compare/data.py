@@ -138,6 +138,10 @@ def _texts(study: Study, row: Any) -> list[Any]:
     )
     # too long to be equal by chance
     long = [" ".join(words) for words in lines if len(words) >= _LONG_LINE]
+    if "messages" in row:  # each answer with all before it: another row may go on after it
+        said = row["messages"]
+        ends = [n for n, each in enumerate(said, start=1) if each["role"] == "assistant"]
+        return [_text_of(said[:end]) for end in ends]
     return long or list(filter(None, [_content(study, row)]))
 
 
@@ -226,19 +230,32 @@ def _content(study: Study, row: Any, of_prompt: bool = False) -> Any:
     if "image" in row:
         return hashlib.sha256(image_bytes(row["image"])).digest()
     if study.run.is_language_model and "text" not in row:
-        asked = _prompt(row) if of_prompt else row
-        return asked if isinstance(asked, str) else json.dumps(asked, sort_keys=True)
+        return _text_of(_prompt(row) if of_prompt else row)
     return "\n".join(
         " ".join(str(row[name]).split()) for name in ("text", TEXT_PAIR) if name in row
     ).strip()
 
 
 def _prompt(row: Any) -> Any:
-    """What is before the answer of a row; the whole conversation if it does not end with one."""
+    """What is before the answer of a row; of a conversation what is up to its first question, so
+    that rows with one and with more of its turns have the same.
+    """
     if "prompt" in row:
         return row["prompt"]
-    *before, last = row["messages"]
-    return before if last["role"] == "assistant" else row
+    said = row["messages"]
+    asked = next((n for n, each in enumerate(said, start=1) if each["role"] == "user"), len(said))
+    return said[:asked]
+
+
+def _text_of(value: Any) -> str:
+    """Of texts, messages and lists of them; white space does not count."""
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if isinstance(value, dict):
+        value = {name: _text_of(each) for name, each in value.items()}
+    elif isinstance(value, list):
+        value = list(map(_text_of, value))
+    return json.dumps(value, sort_keys=True)
 
 
 def _split_groups(groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
