@@ -6,7 +6,7 @@ from published_study import drop_rows, edit_rows, edit_study, score_classes, sto
 
 from qpeft.errors import CheckpointError, InputError
 from qpeft_lab.compare.stats import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
-from qpeft_lab.compare.summary import load, publish
+from qpeft_lab.compare.summary import _answers, load, publish
 
 SEEDS = [0, 1, 2, 3, 4]
 
@@ -145,6 +145,15 @@ def test_answer_of_a_size_names_only_methods_near_it(study_folder):
     assert summary.ratio(summary["lora@qaa"]) == 5780 / 3540
     assert summary["bottleneck@qaa"].difference.to == "qaa"
     assert summary["bottleneck@qaa"].difference.verdict == BETTER
+
+
+def test_controls_far_from_the_size_that_they_shall_have_are_not_in_the_answer(study_folder):
+    summary = load(study_folder)
+    for key in ("lora@qaa", "qpa@qaa"):
+        object.__setattr__(summary[key].method, "against", "qaa")
+    [answer] = [each for each in _answers(summary) if not each.startswith("At the size")][-1:]
+    assert summary["qpa@qaa"].label in answer
+    assert summary["lora@qaa"].label not in answer
 
 
 def test_limits_name_what_would_make_a_comparison_unfair(study_folder):

@@ -304,7 +304,11 @@ def _answers(summary: Summary) -> Iterator[str]:
     """
     trained = [result for result in summary.by_quality if result.method.rates]
     main = [result for result in trained if result.method.role == "main"]
-    controls = [result for result in trained if result.method.role == "control"]
+    controls = [
+        result
+        for result in trained
+        if result.method.role == "control" and is_comparable(summary.ratio(result))
+    ]
     controlled = {result.method.against for result in controls}
     compared = [_verdicts(main, summary.reference.label)]
     sizes = [result.method.at_size_of for result in summary.results if result.method.at_size_of]
