@@ -289,7 +289,7 @@ def test_the_falsifier_of_qpas_claim_is_decided_by_its_rows():
         f"an angle can move by at most {summary['qpa'].lr * steps:.2f} radians in {steps} steps"
     )
     assert says("**the claim holds here**")
-    assert says("**the quantum part is not supported**")
+    assert says("**the quantum part falls**")
 
 
 def test_runs_and_hours_of_stage_8_are_those_of_its_rows():
