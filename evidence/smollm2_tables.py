@@ -22,6 +22,7 @@ from winners import summaries_of
 SMOLLM2 = "smollm2"
 TEXTS = {"e2e": "E2E references", "shakespeare": "Shakespeare"}
 MARGIN = 5.0  # per cent of the unit
+DIFFERENCE = ["loss of", "difference, per cent of LoRA's gain"]  # the header of such a table
 SENTENCES = [
     Pair("framed", "signs"),
     Pair("qpa", "qpa_frozen"),
@@ -372,7 +373,7 @@ def beside_framed() -> Grid:
         paired = average([ours[seed] - others[seed] for seed in sorted(ours)])
         label = f"framed circuits minus {ORDERED[family]}"
         lines.append(Line(label, [Cell(paired.times(100 / unit_of("e2e")))]))
-    return Grid(["loss of", "difference, per cent of LoRA's gain"], lines, MARGIN)
+    return Grid(DIFFERENCE, lines, MARGIN)
 
 
 def shakespeare() -> list[Reread]:
@@ -421,8 +422,7 @@ def on_shakespeare() -> str:
 def beside_framed_on_shakespeare() -> Grid:
     """Stage 7: framed circuits minus other adapters, in per cent of LoRA's gain."""
     pairs = [Pair("framed", other) for other in (*TWINS, *BESIDE)]
-    header = ["loss of", "difference, per cent of LoRA's gain"]
-    return Grid(header, differences(stage_7(), pairs, unit_of("shakespeare")), MARGIN)
+    return Grid(DIFFERENCE, differences(stage_7(), pairs, unit_of("shakespeare")), MARGIN)
 
 
 def sentences() -> str:
@@ -483,8 +483,7 @@ def adapters(summary: Summary, score: str = "test_ppl", title: str = "perplexity
 
 def pairs_of(summary: Summary, pairs: Sequence[Pair]) -> Grid:
     """Comparisons of a study, in per cent of what its reference, a LoRA, gains."""
-    header = ["loss of", "difference, per cent of LoRA's gain"]
-    return Grid(header, differences(summary, pairs, gain(summary)), MARGIN)
+    return Grid(DIFFERENCE, differences(summary, pairs, gain(summary)), MARGIN)
 
 
 def stage_1() -> Summary:

@@ -15,6 +15,7 @@ import comparison_tables
 import comparisons
 import head_picture
 import page_tables
+import qpeft
 import rates_picture
 import smollm2_tables
 import suggest_tables
@@ -290,6 +291,25 @@ def test_the_falsifier_of_qpas_claim_is_decided_by_its_rows():
     )
     assert says("**the claim holds here**")
     assert says("**the quantum part falls**")
+
+
+def test_pages_say_how_large_circuits_margins_and_rates_are():
+    head = smollm2_tables.stage_4()
+    angles = head["qpa"].method.trainable - head["qpa_frozen"].method.trainable
+    assert angles == 10 * 8 == 10 * qpeft.QPAConfig().n_layers
+    assert says("output head has 10 wires and 8 layers")
+    framed = smollm2_tables.stage_7()["framed"].method.settings
+    assert (framed["frame_rank"], framed["n_layers"]) == (2**5, 1)
+    assert says("those in gradient frames have 5 wires and one layer")
+    upper = smollm2_tables.stage_8()
+    untrained, loss = (smollm2_tables.test_loss(upper[key]) for key in ("none", "pauli"))
+    share = (untrained - loss) / smollm2_tables.gain(upper)
+    assert says(
+        f"an adapter that gains {100 * share:.0f} % of that, as Quantum-PEFT, it is a sixth"
+    )
+    assert smollm2_tables.MARGIN / (100 * share) == pytest.approx(1 / 6, abs=0.02)
+    sentences = summaries_of("smollm2")["sst2"]
+    assert says(f"up to {sentences['head'].lr / sentences['qpa'].lr:.0f} times lower than")
 
 
 def test_runs_and_hours_of_stage_8_are_those_of_its_rows():

@@ -192,7 +192,8 @@ def test_model_without_known_modules(make):
         ("qpa", "init_lora_weights", "pissa"),
         ("quantum_peft", "init_lora_weights", "olora"),
         ("sora", "layer_replication", [[0, 1], [0, 2]]),
-        ("qaa", "n_layers", 0),
+        ("cua", "side", "left"),
+        ("bottleneck", "bottleneck_size", 0),
     ],
 )
 def test_field_that_was_set_later_is_checked_as_when_the_config_is_made(llama, name, field, value):

@@ -3,7 +3,8 @@ precision.
 
 Names and shapes of the adapted weights and a sample of their entries are hashed: the entries, and
 their signs, which rounding keeps. Two digests are of one base if the entries are equal or, in two
-precisions, the signs.
+precisions, the signs. In one precision equal signs are of a base that was rounded, as by merging
+and unmerging: an adapter is loaded on it with a warning.
 
     data types : signs : entries
 """
