@@ -52,7 +52,8 @@ stage() {
         1) study circuit-e2e circuit e2e ;;
         2)
             study adapters-500-e2e adapters_500 e2e && study adapters-500-seeds-e2e adapters_500_seeds e2e
-            study adapters-10000-e2e adapters_10000 e2e && study adapters-e2e adapters e2e
+            study adapters-10000-e2e adapters_10000 e2e && study adapters-10000-seeds-e2e adapters_10000_seeds e2e
+            study adapters-10000-twins-e2e adapters_10000_twins e2e && study adapters-e2e adapters e2e
             ;;
         3) shared_frames && for text in $customers; do study "frames-$text" frames "$text"; done ;;
         4) study head-wikitext2 head wikitext2 ;;
