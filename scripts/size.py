@@ -110,12 +110,12 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     tokens = {name: code.tokens for name, code in codes.items()}
     parts = [
         Part("library, tokens", tokens["library"], 93_900, 78_000),
-        Part("laboratory, tokens", tokens["laboratory"], 106_800, 82_000),
-        Part("tests, tokens", tokens["tests"], 243_200, 168_000),
+        Part("laboratory, tokens", tokens["laboratory"], 107_200, 82_000),
+        Part("tests, tokens", tokens["tests"], 244_800, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],
-            58_400,
+            59_000,
             34_000,
         ),
         Part("README, lines", readme_lines, 130, 130),

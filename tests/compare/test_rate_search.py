@@ -8,6 +8,7 @@ import pytest
 from qpeft_lab.compare import runner
 from qpeft_lab.compare.rate_search import search_rates
 from qpeft_lab.compare.runner import run
+from qpeft_lab.compare.study import rates_of
 from qpeft_lab.compare.summary import load
 
 GRID = [3e-4, 1e-3, 3e-3, 1e-2]
@@ -97,3 +98,8 @@ def test_extended_trials_have_rows_and_are_resumed(tmp_path, monkeypatch):
         (killed.folder / "rows.jsonl").write_text("".join(lines[:n]))
         run(killed, run_cell=cells.run_convex)
         assert cells.timeless_rows(killed.folder) == rows
+
+
+def test_a_rate_that_is_not_searched_is_the_one_of_the_file():
+    assert rates_of(0.00123456, [1.0]) == [0.00123456]
+    assert rates_of(0.00123456, [1.0, 3.0]) == [0.00123, 0.0037]  # docs/comparison.md: three digits

@@ -95,6 +95,16 @@ GENERATED = {
 }
 
 
+@pytest.mark.parametrize("make", [qpeft.CUAConfig, qpeft.QuanTAConfig, qpeft.QAAConfig])
+def test_map_that_is_not_called_is_refused_by_adapters_of_their_own(make):
+    with pytest.raises(ConfigError, match=r"reads the weight of attends\.out_proj instead"):
+        get_peft_model(_Attends(), make(target_modules=["out_proj"]))
+    adapted = get_peft_model(
+        _Attends(), make(target_modules=["out_proj"], exclude_modules=["attends.out_proj"])
+    )
+    assert any(p.requires_grad for p in adapted.parameters())
+
+
 @pytest.mark.parametrize("targets", ["all-linear", ["out_proj"]])
 @pytest.mark.parametrize("make", [*GENERATED.values(), None], ids=[*GENERATED, "attach"])
 def test_map_whose_weight_pytorchs_attention_reads_is_refused(make, targets):

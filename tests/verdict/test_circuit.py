@@ -7,7 +7,7 @@ from qpeft.circuits import Ansatz, exact_probabilities, to_openqasm
 from qpeft.errors import ConfigError, InputError
 from qpeft.user_code import execute
 from qpeft_lab.user_files import named_ansatz
-from qpeft_lab.verdict.circuit import _kept, circuit_of
+from qpeft_lab.verdict.circuit import _kept, circuit_of, idle_angles
 from qpeft_lab.verdict.protocol import study_of
 
 QNODE = """
@@ -61,6 +61,22 @@ def test_two_studies_of_a_circuit_in_one_process(tmp_path):
     file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="is another circuit than ladder"):
         _kept(ansatz, "ladder", tmp_path / "first")
+
+
+def test_angles_without_an_effect_are_counted_or_refused(tmp_path):
+    """RZ gates behind the last mixing gate change phases alone."""
+    pytest.importorskip("qiskit")
+    head = 'OPENQASM 3.0; include "stdgates.inc"; input float a; input float b; qubit[2] q; '
+    phases = "rz(a) q[0]; cx q[0], q[1]; rz(b) q[1];"
+    (path := tmp_path / "own.qasm").write_text(f"{head}h q[0]; {phases}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no angle of the circuit own changes its probabilities"):
+        circuit_of(str(path), None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+    path.write_text(f"{head}h q[0]; {phases} h q[0]; h q[1];", encoding="utf-8")
+    assert idle_angles(circuit_of(str(path), None, tmp_path / "both").fixed) == 0
+    path.write_text(f"{head}h q[0]; rz(a) q[0]; h q[0]; rz(b) q[1];", encoding="utf-8")
+    assert idle_angles(circuit_of(str(path), None, tmp_path / "one").fixed) == 1
 
 
 def test_openqasm_and_names(tmp_path):

@@ -20,7 +20,7 @@ from qpeft.core.compact_state import complete_state
 from qpeft.core.config import own_copy
 from qpeft.core.embeddings import resized_embeddings
 from qpeft.core.generator import State
-from qpeft.core.targets import in_layers, set_target_names
+from qpeft.core.targets import check_called, in_layers, set_target_names
 from qpeft.errors import ConfigError
 
 
@@ -54,6 +54,7 @@ class OwnTuner(BaseTuner):
             config.target_modules = targets = in_layers(targets, config)
         for name in targets:
             self._check_target(config, name, modules[name])
+        check_called(model, targets)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         record_or_check_base(config, model, adapter_name)
 

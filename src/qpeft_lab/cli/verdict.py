@@ -25,6 +25,7 @@ from qpeft_lab.verdict import MARGIN
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qpeft_lab.verdict.circuit import Circuit
     from qpeft_lab.verdict.decision import Verdict
     from qpeft_lab.verdict.planning import Planned
 
@@ -125,6 +126,7 @@ def run(
             )
             study = planned(request, folder, minutes, shlex.join(words))
         _announce(study, folder)
+        _announce_idle_angles(chosen)
         if study.forecast is not None and not yes:
             _ask()
     with locked(folder):  # not while another process runs a study in it
@@ -209,6 +211,21 @@ def _announce(study: Planned, folder: Path) -> None:
             "Note:",
             "the margin is smaller, so this study can decide about large differences only;"
             f" {remedy} would decide about small ones",
+            "bold yellow",
+        )
+
+
+def _announce_idle_angles(circuit: Circuit) -> None:
+    """Say how many angles of a circuit of one size cannot change the adapter."""
+    from qpeft_lab.verdict.circuit import idle_angles
+
+    if circuit.fixed is None:
+        return
+    if n_idle := idle_angles(circuit.fixed):
+        say(
+            "Note:",
+            f"{n_idle} of {circuit.fixed.n_angles} angles of {circuit.label} change no probability,"
+            " so training them changes nothing",
             "bold yellow",
         )
 

@@ -320,7 +320,9 @@ class PlannedStudy(Study):
 
 
 def rates_of(middle: float, grid: Sequence[float]) -> list[float]:
-    """The learning rates of a grid around `middle`, sorted, with three digits."""
+    """The learning rates of a grid around `middle`, sorted, with three digits; a single one as it is."""
+    if list(grid) == [1.0]:
+        return [middle]
     return sorted({float(f"{middle * factor:.3g}") for factor in grid})
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from qpeft.circuits import Ansatz, from_openqasm, from_pennylane, from_qiskit
+import torch
+
+from qpeft.circuits import (
+    Ansatz,
+    exact_probabilities,
+    from_openqasm,
+    from_pennylane,
+    from_qiskit,
+)
 from qpeft.circuits.ansatz import OWN_ANSATZE, ansatz_names
 from qpeft.errors import ConfigError, InputError
 from qpeft.files import write_text
@@ -19,6 +27,7 @@ from qpeft_lab.verdict import PROTOCOL
 
 MOST_QUBITS = 16
 OWN_FILE = "own_circuit.py"  # of a circuit of one size
+_ROUNDING = 1e-12  # of probabilities
 
 _FILE = '''"""The circuit of this study. Every process of the study runs this file."""
 
@@ -153,6 +162,12 @@ def _kept(ansatz: Ansatz, label: str, folder: Path) -> Circuit:
             f"the circuit {label} has {ansatz.n_qubits} qubits; from 2 to {MOST_QUBITS} can be"
             " simulated in training"
         )
+    if idle_angles(ansatz) == ansatz.n_angles:
+        raise ConfigError(
+            f"no angle of the circuit {label} changes its probabilities, which generate the adapter,"
+            " so trained and frozen angles would be the same; add gates behind them that mix states,"
+            " such as RY"
+        )
     gates = "\n".join(f"    {gate!r}," for gate in ansatz.gates())
     digest = sha256(f"{ansatz.angle_shape}{gates}".encode()).hexdigest()
     name = f"own_{digest[:12]}"  # a process may run several of these files
@@ -163,3 +178,17 @@ def _kept(ansatz: Ansatz, label: str, folder: Path) -> Circuit:
     elif path.read_bytes() != text.encode():
         raise ConfigError(f"{path} is another circuit than {label}; name another --out")
     return Circuit(label, f"{path}:{name}", ansatz)
+
+
+def idle_angles(ansatz: Ansatz) -> int:
+    """The number of angles that change no probability, such as those of RZ gates at the end."""
+    stream = torch.Generator().manual_seed(0)
+    angles = 2 * torch.pi * torch.rand(ansatz.angle_shape, generator=stream, dtype=torch.float64)
+    probabilities = exact_probabilities(ansatz, angles)
+    n_idle = 0
+    for index in range(ansatz.n_angles):
+        moved = angles.clone()
+        moved.view(-1)[index] += 1.0
+        change = (exact_probabilities(ansatz, moved) - probabilities).abs().max()
+        n_idle += int(change < _ROUNDING)
+    return n_idle
