@@ -227,6 +227,7 @@ TABLES = {
     "on_shakespeare": Table(smollm2_tables.on_shakespeare, [SMOLLM2]),
     "order_on_shakespeare": Table(suggest_tables.order_on_shakespeare, [SMOLLM2]),
     "beside_framed_on_shakespeare": Table(smollm2_tables.beside_framed_on_shakespeare, [SMOLLM2]),
+    "generated": Table(smollm2_tables.generated, [SMOLLM2]),
     "shared_frames": Table(smollm2_tables.shared_frames, [SMOLLM2]),
     "customers": Table(smollm2_tables.customers, [SMOLLM2]),
     "sentences": Table(smollm2_tables.sentences, [SMOLLM2]),

@@ -566,11 +566,14 @@ def stage_2(budget: int) -> dict[str, list[dict[str, Any]]]:
             assert {row["lr"] for row in chosen[family]} == {first["lr"]}
     else:
         rows = of["adapters-10000-e2e"].rows
+        seeds = of.get("adapters-10000-seeds-e2e")
+        more = seeds.rows if seeds else {}
         for key in rows.keys() - {"none"}:
             family = key.partition("_")[0]
-            chosen[family] = min(
-                (rows[f"{family}_{n}"] for n in (1, 3)), key=lambda rows: rows[0]["valid_loss"]
-            )
+            of_seed_10 = [rows[f"{family}_{n}"][0] for n in (1, 3)]
+            first = min(of_seed_10, key=lambda row: row["valid_loss"])
+            chosen[family] = [first, *more.get(family, [])]
+            assert {row["lr"] for row in chosen[family]} == {first["lr"]}
     return dict(sorted(chosen.items(), key=lambda item: mean_test(item[1])))
 
 
@@ -609,6 +612,16 @@ def beside_framed() -> Iterator[str]:
     _, unit = stage_1()
     others = ("core", "sb", "uni", "qpa", "xs")
     yield from of_rows([(chosen["framed"], chosen[other]) for other in others], unit)
+
+
+def pairs_10000() -> Iterator[str]:
+    runs = stage_2(10_000) | setups("smollm2")["adapters-10000-twins-e2e"].rows
+    pairs = [
+        *(("framed", other) for other in ("signs", "lie", "core")),
+        *(("qpa", other) for other in ("qpa_frozen", "qpa_random", "uni", "framed")),
+    ]
+    _, unit = stage_1()
+    yield from of_rows([(runs[ours], runs[other]) for ours, other in pairs], unit)
 
 
 def order_500() -> Iterator[str]:
@@ -677,6 +690,29 @@ def beside_framed_on_shakespeare() -> Iterator[str]:
     others = ("signs", "lie", "core", "sb", "uni", "qpa", "xs")
     pairs = [(chosen["framed"], chosen[other]) for other in others]
     yield from of_rows(pairs, unit_of_shakespeare())
+
+
+def generated() -> Iterator[str]:
+    """Stage 6: each adapter has one row, and two numbers for each text."""
+    rows = {key: of[0] for key, of in setups("smollm2")["generation-short"].rows.items()}
+    counted = json.loads((RESULTS / "smollm2" / "slot-values-short.json").read_text("utf-8"))
+    scores = {key: row["bleu_lowercase"] for key, row in rows.items()}
+    yield from named_values(counted["people"]["all"])
+    for key in sorted(rows, key=lambda key: scores[key], reverse=True):
+        counts = counted[key]["30"]
+        assert len(counts) == 200
+        yield f"{rows[key]['params_trainable']:,}"
+        yield f"{scores[key]:.1f}"
+        gained = scores[key] - scores["none"]
+        yield f"{100 * gained / (scores['lora_r8'] - scores['none']):.0f} %"
+        yield from named_values(counts)
+        yield f"{rows[key]['test_loss']:.3f}"
+
+
+def named_values(counts: list[list[int]]) -> Iterator[str]:
+    """Of all values those that are named, and of all texts those that name all of theirs."""
+    yield f"{100 * sum(n for n, _ in counts) / sum(n for _, n in counts):.0f} %"
+    yield f"{statistics.mean(100 * (n == of) for n, of in counts):.0f} %"
 
 
 def stage_3() -> list[Setup]:
@@ -851,6 +887,7 @@ TABLES = {
     "on_shakespeare": on_shakespeare,
     "order_on_shakespeare": order_on_shakespeare,
     "beside_framed_on_shakespeare": beside_framed_on_shakespeare,
+    "generated": generated,
     "shared_frames": shared_frames,
     "customers": customers,
     "sentences": sentences,

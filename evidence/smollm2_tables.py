@@ -5,6 +5,7 @@ Intervals are over seeds alone, as that protocol says; the margin is 5 per cent 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
@@ -17,7 +18,7 @@ from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.stats import LEVEL, holm
 from qpeft_lab.compare.summary import Result, Summary
 from table_text import table
-from winners import summaries_of
+from winners import RESULTS, summaries_of
 
 SMOLLM2 = "smollm2"
 TEXTS = {"e2e": "E2E references", "shakespeare": "Shakespeare"}
@@ -67,12 +68,18 @@ ORDERED = {  # the adapters of stage 2, by family
     "plain": "Quantum-PEFT",
     "vera": "VeRA on v_proj",
 }
+FURTHER_SEEDS = {500: "adapters-500-seeds-e2e", 10_000: "adapters-10000-seeds-e2e"}
 SMALL_BUDGETS = {500: 400, 10_000: 5_000}  # of the small bases' order that it is compared with
 # of the keys of stage 2, by those of stage 1: the learning rate of the study file, and three times it
 ENDINGS = {"2": "1", "3": "3"}
 SEARCH_SEED = 10  # which chooses the learning rates of stage 2
+SLOT_VALUES = "slot-values-short.json"  # of the texts of stage 6
 FRAMED = ("framed", "signs", "lie", "core", "sb")  # in frames of the gradient
 BESIDE = ("core", "sb", "uni", "qpa", "xs")  # with which framed circuits are compared in stage 2
+PAIRS_10000 = [
+    *(Pair("framed", other) for other in ("signs", "lie", "core")),
+    *(Pair("qpa", other) for other in ("qpa_frozen", "qpa_random", "uni", "framed")),
+]
 UPPER = [
     Pair("pauli", "signs"),
     *(Pair("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic", "lora_r5")),
@@ -287,8 +294,9 @@ def tried_of(family: str, budget: int = 500) -> list[Tried]:
         if result is None:  # no adapter of this family has the size
             continue
         rows = result.successes
-        further = _found(of_smollm2["adapters-500-seeds-e2e"], family)
-        if budget == 500 and further is not None and further.lr == result.lr:
+        seeds = of_smollm2.get(FURTHER_SEEDS[budget])
+        further = seeds and _found(seeds, family)
+        if further is not None and further.lr == result.lr:
             rows = rows | further.successes
         assert result.lr is not None
         runs.append(
@@ -376,6 +384,23 @@ def beside_framed() -> Grid:
     return Grid(DIFFERENCE, lines, MARGIN)
 
 
+def pairs_10000() -> Grid:
+    """Stage 2: adapters of 10,000 parameters, in per cent of LoRA's gain; QPA's twins among them."""
+    losses = {adapter.family: adapter.best.test_losses for adapter in ordered(10_000)}
+    labels = dict(ORDERED)
+    twins = summaries_of(SMOLLM2)["adapters-10000-twins-e2e"]
+    for key in ("qpa_frozen", "qpa_random"):
+        losses[key] = _test_losses(twins[key])
+        labels[key] = str(twins[key].label)
+    lines = []
+    for ours, other in PAIRS_10000:
+        seeds = sorted(losses[ours])
+        paired = average([losses[ours][seed] - losses[other][seed] for seed in seeds])
+        label = f"{labels[ours]} minus {labels[other]}"
+        lines.append(Line(label, [Cell(paired.times(100 / unit_of("e2e")))]))
+    return Grid(DIFFERENCE, lines, MARGIN)
+
+
 def shakespeare() -> list[Reread]:
     """The adapters of stage 7, the best first."""
     stage_2_losses = {adapter.family: adapter.best.test_losses for adapter in ordered()}
@@ -423,6 +448,64 @@ def beside_framed_on_shakespeare() -> Grid:
     """Stage 7: framed circuits minus other adapters, in per cent of LoRA's gain."""
     pairs = [Pair("framed", other) for other in (*TWINS, *BESIDE)]
     return Grid(DIFFERENCE, differences(stage_7(), pairs, unit_of("shakespeare")), MARGIN)
+
+
+class Written(NamedTuple):
+    """What an adapter of stage 6 wrote for 200 meaning representations."""
+
+    result: Result
+    bleu: float
+    share: float  # of LoRA's gain in BLEU, per cent
+    values: float  # that its texts name, per cent of those that they shall name
+    texts: float  # that name all of theirs, per cent
+
+
+def written() -> list[Written]:
+    """Stage 6, shortened to one seed: the untouched model and its adapters, the best BLEU first."""
+    summary = stage_6()
+    counted = slot_counts()
+    bleu = {result.key: result.mean("bleu_lowercase") or 0.0 for result in summary.results}
+    gained = bleu["lora_r8"] - bleu["none"]
+    adapters = []
+    for result in summary.results:
+        share = 100 * (bleu[result.key] - bleu["none"]) / gained
+        adapters.append(Written(result, bleu[result.key], share, *counted[result.key]))
+    return sorted(adapters, key=lambda adapter: -adapter.bleu)
+
+
+def slot_counts() -> dict[str, tuple[float, float]]:
+    """By method, and for the texts of people: the share of the values that texts name, and of the
+    texts that name all of theirs, in per cent.
+    """
+    counted = json.loads((RESULTS / SMOLLM2 / SLOT_VALUES).read_text(encoding="utf-8"))
+    shares = {}
+    for key, of_seeds in counted.items():
+        (counts,) = of_seeds.values()  # there is one seed
+        n_named = sum(named for named, _ in counts)
+        n_values = sum(values for _, values in counts)
+        n_whole = sum(named == values for named, values in counts)
+        shares[key] = (100 * n_named / n_values, 100 * n_whole / len(counts))
+    return shares
+
+
+def generated() -> str:
+    """Stage 6: BLEU of the texts, and the values of their meaning representations in them."""
+    rows = [
+        [
+            str(adapter.result.label),
+            f"{adapter.result.method.trainable:,}",
+            f"{adapter.bleu:.1f}",
+            f"{adapter.share:.0f} %",
+            f"{adapter.values:.0f} %",
+            f"{adapter.texts:.0f} %",
+            f"{test_loss(adapter.result):.3f}",
+        ]
+        for adapter in written()
+    ]
+    values, texts = slot_counts()["people"]
+    rows.insert(0, ["people", "", "", "", f"{values:.0f} %", f"{texts:.0f} %", ""])
+    header = ["adapter", "parameters", "BLEU", "of LoRA's gain"]
+    return table([*header, "values named", "texts with all values", "loss"], rows, numbers=6)
 
 
 def sentences() -> str:
@@ -505,6 +588,11 @@ def stage_3() -> dict[str, Summary]:
 def stage_4() -> Summary:
     """QPA at half of LoRA r=4 on the output head of SmolLM2."""
     return summaries_of(SMOLLM2)["head-wikitext2"]
+
+
+def stage_6() -> Summary:
+    """Adapters of 500 parameters and LoRA on SmolLM2, trained to describe restaurants."""
+    return summaries_of(SMOLLM2)["generation-short"]
 
 
 def stage_7() -> Summary:

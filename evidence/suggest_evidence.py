@@ -38,8 +38,10 @@ RATED = {"qpa": "QPA", "uni": "Uni-LoRA", "lora": "LoRA"}  # their learning rate
 # by the budget of a design on the small bases, that of stages 1 and 2 on SmolLM2, and its studies
 LARGE_BUDGETS = {400: 500, 5000: 10_000}
 LARGE_STUDIES = {400: ("circuit-e2e", "adapters-500-e2e"), 5000: ("adapters-10000-e2e",)}
-SEEDED = "adapters-500-e2e"  # whose adapters have further seeds in
-FURTHER_SEEDS = "adapters-500-seeds-e2e"
+FURTHER_SEEDS = {  # by the study that chose their learning rates
+    "adapters-500-e2e": "adapters-500-seeds-e2e",
+    "adapters-10000-e2e": "adapters-10000-seeds-e2e",
+}
 NEXT_HIGHER = 0.05  # the part that counts of what the next higher learning rate loses
 QUANTITIES = {  # of each base, which the best learning rate may depend on; norms: means over maps
     "width": {"embedded": 128, "stories260K": 64, "bytes1m": 128, "llama10m": 256},
@@ -167,8 +169,9 @@ def on_large_bases() -> dict[str, dict[str, Any]]:
             )
             chosen = by_rate[rate]
             measured = chosen.method.settings.items()
-            repeated = [run for run in of_smollm2[FURTHER_SEEDS].results if run.key == family]
-            seeds = [chosen, *repeated] if name == SEEDED else [chosen]
+            further = of_smollm2.get(FURTHER_SEEDS.get(name, ""))
+            repeated = further.results if further else []
+            seeds = [chosen, *(run for run in repeated if run.key == family)]
             budget = LARGE_BUDGETS[budget_of(key)]
             found[design["label"]] = design | {
                 "label": design["label"].replace(f"{budget_of(key):,}", f"{budget:,}"),

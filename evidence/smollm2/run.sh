@@ -60,6 +60,7 @@ stage() {
         5) study sst2 sst2 sst2-labels minilm jsonl "--batch-size 16 --seq-len 64" ;;
         6)
             study generation-short generation_short e2e-chats smollm2 jsonl "--batch-size 4 --seq-len 192"
+            "$python" "$here/slot_values.py" runs/generation-short texts/e2e-chats/test.jsonl "$results/slot-values-short.json"
             "$python" "$here/generation_study.py" "$results/adapters-e2e.jsonl.xz" generation.yaml
             study generation-e2e generation e2e-chats smollm2 jsonl "--batch-size 4 --seq-len 192"
             "$python" "$here/slot_values.py" runs/generation-e2e texts/e2e-chats/test.jsonl "$results/slot-values.json"

@@ -2,9 +2,11 @@
 
     python evidence/smollm2/slot_values.py RUN texts/e2e-chats/test.jsonl results/smollm2/slot-values.json
 
-RUN is the folder of the study: its rows have the generated texts, which published rows have not. A
-value counts as named if it is in the text as whole words, without regard to case: `name[The Mill]`
-needs "the mill". `familyFriendly`, whose value is yes or no, is left out.
+RUN is the folder of the study: its rows have the generated texts, which published rows have not. The
+file has, by method and seed, two numbers for each text: the values that it names, and those of its
+meaning; and the same for the references, as a scale. A value counts as named if it is in the text as
+whole words, without regard to case: `name[The Mill]` needs "the mill". `familyFriendly`, whose value
+is yes or no, is left out.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
-from qpeft.files import write_json
+from qpeft.files import write_text
 from qpeft_lab.compare.summary import load
 
+PEOPLE = "people"  # the key of the references, which several people wrote for a meaning
 LEFT_OUT = "familyFriendly"
 _SLOT = re.compile(r"\s*(?P<slot>[^\[,\n]+)\[(?P<value>[^\]]*)\]")
 
@@ -31,21 +33,28 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("out", type=Path)
     asked = parser.parse_args()
-    meanings = meanings_of(asked.test.read_text(encoding="utf-8"))
-    scores = {
+    conversations = asked.test.read_text(encoding="utf-8")
+    meanings = meanings_of(conversations)
+    counts = {
         result.key: {
-            str(seed): scores_of(row["texts"], meanings[: len(row["texts"])])
+            str(seed): counts_of(row["texts"], meanings[: len(row["texts"])])
             for seed, row in result.successes.items()
         }
         for result in load(asked.run).results
     }
-    write_json(asked.out, scores)
+    counts[PEOPLE] = {"all": counts_of(*references_of(conversations))}
+    write_text(asked.out, json.dumps(counts) + "\n")  # in one line: there are 2,000 numbers
+
+
+def references_of(conversations: str) -> tuple[list[str], list[str]]:
+    """What people wrote, and the message with the meaning representation of each."""
+    rows = [json.loads(line)["messages"] for line in conversations.splitlines()]
+    return [row[1]["content"] for row in rows], [row[0]["content"] for row in rows]
 
 
 def meanings_of(conversations: str) -> list[str]:
     """The messages with the meaning representations, each once, in the order in which `compare` asks for texts."""
-    rows = [json.loads(line) for line in conversations.splitlines()]
-    return list(dict.fromkeys(row["messages"][0]["content"] for row in rows))
+    return list(dict.fromkeys(references_of(conversations)[1]))
 
 
 def values_of(meaning: str) -> list[str]:
@@ -54,18 +63,14 @@ def values_of(meaning: str) -> list[str]:
     return [slot["value"].lower() for slot in slots if slot["slot"] != LEFT_OUT]
 
 
-def scores_of(texts: Sequence[str], meanings: Sequence[str]) -> dict[str, float]:
-    """`values`: the share of the values that are named; `texts`: the share of the texts that name
-    all of theirs. Both from 0 to 1.
-    """
-    named = [
-        [names(text.lower(), value) for value in values_of(meaning)]
-        for text, meaning in zip(texts, meanings, strict=True)
-    ]
-    return {
-        "values": fmean(is_named for of_text in named for is_named in of_text),
-        "texts": fmean(all(of_text) for of_text in named),
-    }
+def counts_of(texts: Sequence[str], meanings: Sequence[str]) -> list[tuple[int, int]]:
+    """Of each text, how many of its values it names, and how many it shall name."""
+    counts = []
+    for text, meaning in zip(texts, meanings, strict=True):
+        values = values_of(meaning)
+        n_named = sum(names(text.lower(), value) for value in values)
+        counts.append((n_named, len(values)))
+    return counts
 
 
 def names(text: str, value: str) -> bool:

@@ -502,6 +502,35 @@ def test_page_says_how_the_order_holds_on_shakespeare():
     assert says("{:.2f} in place of {:.2f} nats, in one run".format(*gains))
 
 
+def test_page_says_what_small_adapters_write():
+    """Shares of LoRA's gain in BLEU, the facts in texts, and the losses."""
+    by_key = {adapter.result.key: adapter for adapter in smollm2_tables.written()}
+    people = smollm2_tables.slot_counts()["people"]
+    lora, small = by_key.pop("lora_r8"), [by_key[key] for key in ("uni", "lie", "framed")]
+    assert [adapter.result.key for adapter in smollm2_tables.written()] == [
+        *("lora_r8", "uni", "lie", "framed", "none")
+    ]
+    shares = [round(adapter.share) for adapter in small]
+    assert says(f"Three small adapters reach {min(shares)} to {max(shares)} % of what LoRA r=8")
+    values = [round(adapter.values) for adapter in small]
+    assert says(f"name only {min(values)} to {max(values)} % of the facts, and LoRA")
+    assert says(f"LoRA {lora.values:.0f} %, as many as the people who wrote the references")
+    assert round(lora.values) == round(people[0])
+    whole = [round(adapter.texts) for adapter in small]
+    assert says(f"in {min(whole)} to {max(whole)} % of their texts, in {lora.texts:.0f} % of")
+    assert says(f"of LoRA's, and in {people[1]:.0f} % of those of people")
+    assert small[0].values == max(adapter.values for adapter in small)
+    losses = [smollm2_tables.test_loss(adapter.result) for adapter in small]
+    gain = smollm2_tables.gain(smollm2_tables.stage_6())
+    assert max(losses) - min(losses) < 0.01 * gain
+    assert [by_key[key].result.method.trainable for key in ("framed", "uni")] == [392, 500]
+    assert all(len(adapter.result.successes) == 1 for adapter in small)
+    on_e2e = {adapter.family: adapter.best.rate for adapter in smollm2_tables.ordered()}
+    assert by_key["uni"].result.lr == on_e2e["uni"]
+    assert by_key["lie"].result.lr == by_key["framed"].result.lr == 0.006
+    assert lora.result.lr == summaries_of("smollm2")["signal-e2e"]["lora_r8"].lr
+
+
 def count_higher(budget):
     """Of how many adapters of stage 2 the higher of two learning rates was the better one."""
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
