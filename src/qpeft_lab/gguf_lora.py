@@ -52,6 +52,24 @@ def check_base(config: PretrainedConfig) -> None:
         )
 
 
+def refuse_other_file(path: Path) -> None:
+    """Raise ConfigError if there is a file that is no adapter in GGUF, such as the base: it would
+    be lost.
+    """
+    if not path.exists():
+        return
+    with needs("--gguf", "gguf"):
+        from gguf import GGUFReader
+    try:
+        field = GGUFReader(path).get_field("general.type")
+    except (OSError, ValueError, IndexError):  # the file is no GGUF, or damaged
+        field = None
+    if field is None or field.contents() != "adapter":
+        raise ConfigError(
+            f"{path} exists, is no adapter in GGUF, and would be lost; give --gguf another file"
+        )
+
+
 def check_adapter(config: Mapping[str, Any]) -> None:
     """Raise ConfigError if the stock adapter with this config is more than a plain LoRA."""
     reasons = not_plain(config)

@@ -205,6 +205,45 @@ def test_evolutions_and_modified_gates_of_qiskit():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["cz", "ry", "barrier", "delay", "block"])
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_operation_with_the_name_of_another_gate_is_refused(name, is_inner):
+    """Qiskit decomposes by names, so it would be taken for that gate."""
+    own = QuantumCircuit(2, name=name)
+    own.h(0)
+    own.cx(0, 1)
+    outer = QuantumCircuit(2, name="outer")
+    outer.append(own.to_gate(), [0, 1])
+    circuit = QuantumCircuit(2)
+    circuit.rx(Parameter("a"), 0)
+    circuit.append((outer if is_inner else own).to_gate(), [0, 1])
+    if name != "block":
+        with pytest.raises(ConfigError, match=f"with the name of Qiskit's gate {name};"):
+            from_qiskit(circuit)
+        return
+    expected = Statevector(circuit.assign_parameters([0.6]).reverse_bits()).probabilities()
+    found = exact_probabilities(from_qiskit(circuit), torch.tensor([0.6], dtype=torch.float64))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_operation_with_the_name_of_another_gate_is_refused_in_openqasm_and_pennylane():
+    turns = "gate ry(t) x { U(6.283185307179586 * t, 0, 0) x; }"
+    text = f"OPENQASM 3.0; input float[64] a; qubit[2] q; {turns} ry(a) q[0];"
+    with pytest.raises(ConfigError, match="with the name of Qiskit's gate ry;"):
+        from_openqasm(text)
+
+    class RY(qml.operation.Operation):
+        num_params = 1
+        num_wires = 1
+
+        @staticmethod
+        def compute_decomposition(theta, wires):
+            return [qml.RX(2 * theta, wires=wires)]
+
+    with pytest.raises(ConfigError, match="with the name of PennyLane's gate RY;"):
+        from_pennylane(lambda x: RY(x[0], wires=0), (1,))
+
+
 def test_expressions_and_measurements_of_qiskit():
     a = Parameter("a")
     b = Parameter("b")

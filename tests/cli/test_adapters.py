@@ -379,6 +379,25 @@ def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.parametrize("content", ["a text", "general.type model"])
+def test_gguf_does_not_replace_another_file(qpeft_cli, adapter_folder, tmp_path, content):
+    from gguf import GGUFWriter
+
+    file = tmp_path / "llama.gguf"
+    if content == "a text":
+        file.write_text(content)
+    else:
+        writer = GGUFWriter(file, "llama")
+        writer.add_type("model")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+    before = file.read_bytes()
+    done = qpeft_cli(f"export {adapter_folder} --gguf {file}", code=2)
+    assert "is no adapter in GGUF, and would be lost" in done.stderr
+    assert file.read_bytes() == before
+
+
 @pytest.mark.usefixtures("verified_here")
 def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tmp_path):
     gguf = tmp_path / "ana.gguf"

@@ -2,12 +2,15 @@
 diagnose`.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from qiskit import qasm3
 from qiskit.quantum_info import Statevector
 
-from qpeft.circuits import Ansatz, probabilities, to_openqasm
+from qpeft.circuits import Ansatz, Gate, probabilities, register_ansatz, to_openqasm
+from qpeft_lab.cli.circuits import draw
 from qpeft_lab.diagnose.adapters import Adapter
 
 
@@ -33,6 +36,23 @@ def test_draw_lists_the_trained_angles_of_an_adapter(qpeft_cli, answer, adapter_
     shown = qpeft_cli(f"circuits draw --adapter {adapter_folder}").stdout
     rows = [line.split() for line in shown.splitlines()[-len(angles) :]]
     np.testing.assert_allclose(np.array(rows, dtype=float), angles.numpy(), atol=5e-5)
+
+
+@pytest.mark.parametrize("is_in_order", [True, False])
+def test_columns_of_drawn_angles_are_wires_only_if_they_are(capsys, is_in_order):
+    name = f"in_order_{is_in_order}"
+    wires = [0, 1, 2] if is_in_order else [2, 1, 0]
+    register_ansatz(
+        name,
+        lambda n, layers: (layers, n),
+        lambda n, layers: [
+            [Gate("ry", (wires[w],), (layer, w)) for w in range(n)] for layer in range(layers)
+        ],
+    )
+    ansatz = Ansatz(name, 3, 2)
+    choice = SimpleNamespace(circuit=lambda: (ansatz, np.zeros((2, 3))))
+    draw.__wrapped__(choice=choice).print()
+    assert ("one column for each wire" in capsys.readouterr().out) == is_in_order
 
 
 def test_note_says_of_how_many_circuits_the_first_is_shown(qpeft_cli, save_adapter):

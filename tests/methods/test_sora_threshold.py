@@ -95,6 +95,20 @@ def test_two_active_adapters_have_separate_lambdas():
     assert lambdas == pytest.approx({"default": 0.5, "other": 0.25})
 
 
+def test_gates_of_an_adapter_that_was_frozen_since_do_not_shrink():
+    model = tiny(sparse_lambda=0.5)
+    model.add_adapter("other", qpeft.SoRAConfig(r=2, target_modules=["0"], sparse_lambda=0.5))
+    model.base_model.set_adapter(["default", "other"])
+    optimiser = torch.optim.SGD(qpeft.param_groups(model, lr=0.1), lr=0.1)
+    attach(optimiser, model, steps=10)
+    model.set_adapter("other")
+    gates = {name: held.gates for name, held in model.base_model.generators.items()}
+    before = {name: each.detach().clone() for name, each in gates.items()}
+    optimiser.step()
+    assert torch.equal(gates["default"], before["default"])
+    assert not torch.equal(gates["other"], before["other"])
+
+
 sgd = torch.optim.SGD
 
 

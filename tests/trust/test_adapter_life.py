@@ -57,6 +57,42 @@ def test_u1_training_continues_after_nan_was_not_merged(llama, ids, adapters, na
     assert not torch.equal(adapters.logits(model, ids), before)
 
 
+# -- an adapter that PEFT refuses half-way
+
+
+@pytest.mark.parametrize("name", ["lora", "quantum_peft", "sora"])
+def test_adapter_in_use_stays_active_after_another_one_was_refused(llama, ids, adapters, name):
+    """The first layer that PEFT meets has only the refused adapter."""
+    variant = variant_of(name)
+    model = move(variant.adapt(llama, target_modules=["v_proj"]))
+    before = adapters.logits(model, ids)
+    with pytest.raises(ValueError, match="not supported"):
+        model.add_adapter("b", variant.make_config(target_modules=["q_proj", "norm"]))
+    assert model.base_model.active_adapter in ("default", ["default"])
+    model.add_adapter("b", variant.make_config(target_modules=["q_proj", "v_proj"]))
+    assert model.active_adapters == ["default"]
+    assert torch.equal(adapters.logits(model, ids), before)
+
+
+# -- names
+
+
+@pytest.mark.parametrize("name", ["mlp", "feature"])
+def test_adapter_with_the_name_of_a_part_of_its_generator_is_saved_and_loaded(
+    llama, ids, adapters, tmp_path, name
+):
+    config = qpeft.QPAConfig(r=2, chunk_size=64, target_modules=["q_proj"])
+    model = move(get_peft_model(copy.deepcopy(llama), config, adapter_name=name))
+    model.save_pretrained(tmp_path)
+    loaded = qpeft.load(copy.deepcopy(llama), tmp_path / name, adapter_name=name)
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+
+    host = get_peft_model(copy.deepcopy(llama), LoraConfig(target_modules=["q_proj"]), name)
+    with pytest.raises(ConfigError, match=f"cannot be called '{name}', the name of a part"):
+        qpeft.attach(host, qpeft.QPAGeneratorConfig(chunk_size=64))
+    assert type(host).__module__.startswith("peft")
+
+
 # -- U2: some layers
 
 

@@ -59,6 +59,31 @@ def test_picture_in_another_class_is_other_data(tmp_path):
     assert content_hash(str(tmp_path)) != before
 
 
+def test_run_in_the_folder_of_its_data_is_no_data(tmp_path):
+    """A killed run could not be resumed there: its own checkpoints were other data."""
+    (tmp_path / "a.txt").write_text("a bird")
+    before = content_hash(str(tmp_path))
+    (checkpoint := tmp_path / "runs" / "first" / "checkpoints").mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    (tmp_path / "runs" / "first" / ".lock").touch()
+    assert content_hash(str(tmp_path)) == before
+    (tmp_path / "b.txt").write_text("a cat")
+    assert content_hash(str(tmp_path)) != before
+
+
+def test_option_that_is_given_twice_is_named(qpeft_cli):
+    plan = "plan --model embedded --method lora --r 4"
+    assert "Note: --r is given twice; the last one counts" in qpeft_cli(f"{plan} --r 8").stderr
+    assert "twice" not in qpeft_cli(plan).stderr
+
+
+def test_prompt_on_standard_input_loses_the_last_line_break_alone(monkeypatch):
+    from qpeft_lab.cli.generate import _prompt
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("### Response:\n\n"))
+    assert _prompt(None) == "### Response:\n"
+
+
 def test_file_with_the_name_of_a_built_in_text_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("qpeft_lab.demo.corpus.numpy_docs", lambda: ["a"])  # which takes seconds

@@ -165,6 +165,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
             f" shape=(n_layers, 4); got {shape}"
         )
     names = {kind: name for name, kind in PENNYLANE_GATES.items()}
+    classes: Any = {kind: getattr(qml, kind) for kind in ("GlobalPhase", "Barrier", *names)}
     gate_set = {"GlobalPhase", *names}
 
     def operations_at(angles: Tensor) -> list[Any]:
@@ -173,6 +174,12 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
             tapes: Any = decompose(  # pyright: ignore
                 make_tape(angles.view(shape)), gate_set=gate_set
             )[0]
+        for operation in tapes[0].operations:
+            if operation.name in classes and not isinstance(operation, classes[operation.name]):
+                raise ConfigError(
+                    f"the circuit has an operation of its own with the name of PennyLane's gate"
+                    f" {operation.name}; give it another name"
+                )
         operations = [
             operation
             for operation in tapes[0].operations
@@ -288,9 +295,10 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
             f"the circuit has the parameters {[*circuit.parameters]}, got {order}; give each of"
             " circuit.parameters once"
         )
-    bare: Any = circuit.remove_final_measurements(inplace=False)
-    _refuse_approximated(bare)
     try:
+        _refuse_renamed(circuit)  # before final barriers are removed, by their name
+        bare: Any = circuit.remove_final_measurements(inplace=False)
+        _refuse_approximated(bare)
         decomposed = transpile(bare, basis_gates=[*PENNYLANE_GATES], optimization_level=0)
     except (QiskitError, AttributeError) as error:  # the latter of a synthesis by MatrixExponential
         raise ConfigError(
@@ -331,6 +339,31 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
         )
     gates = [gate._replace(wires=tuple(map(places.index, gate.wires))) for gate in gates]
     return fixed_ansatz("qiskit", len(places), (len(order),), gates)
+
+
+def _refuse_renamed(circuit: Any) -> None:
+    """Raise ConfigError for an operation of the user's own with the name of a gate, also inside of
+    another one: Qiskit's transpiler goes by names, and would not decompose it.
+    """
+    from qiskit.circuit import Delay, library
+
+    own = library.RXGate, library.RYGate, library.RZGate, library.CXGate, library.CZGate
+    kinds = dict(zip(PENNYLANE_GATES, own, strict=True))
+    kinds |= {"barrier": library.Barrier, "delay": Delay}
+    left = [instruction.operation for instruction in circuit.data]
+    while left:
+        operation = left.pop()
+        operation = getattr(operation, "base_op", operation)  # of one with modifiers
+        kind = kinds.get(operation.name)
+        if kind is not None and not isinstance(operation, kind):
+            raise ConfigError(
+                f"the circuit has an operation of its own with the name of Qiskit's gate"
+                f" {operation.name}; give it another name"
+            )
+        module = getattr(operation, "base_class", type(operation)).__module__
+        if not module.startswith(library.__name__):  # whose parts are Qiskit's own
+            definition = getattr(operation, "definition", None)
+            left += [instruction.operation for instruction in definition.data] if definition else []
 
 
 def _refuse_approximated(circuit: Any) -> None:

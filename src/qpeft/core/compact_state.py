@@ -68,7 +68,9 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         if f"{CONTAINER}." in key:
-            live = rf"\w*{CONTAINER}\.{re.escape(adapter_name)}\."
+            # in a model the container has the prefix of its tuner, or is in a prompt's model. A key
+            # of a file may have the adapter's name as well: that of a part of the generator
+            live = rf"(\w+{CONTAINER}|^{CONTAINER})\.{re.escape(adapter_name)}\."
             return re.sub(live, f"{CONTAINER}.", key, count=1)
         return super()._remove_adapter_name_from_key(key, adapter_name)
 

@@ -65,6 +65,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         # trainable again, which is always undone for the generators
         in_base = [(p, p.requires_grad) for p in model.parameters()]
         in_generators = [(p, p.requires_grad) for p in self.generators.parameters()]
+        active = self.active_adapter
         try:
             check_target_modules(model, config)
             # PEFT's LoRA, with trainable parameters of its own, which `hold` takes out again
@@ -79,6 +80,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             self.generators.hold(adapter_name, config, generator, slots)
         except BaseException as error:
             self._undo_injection(adapter_name)
+            self.active_adapter = active  # PEFT takes that of the first layer, which may have none
             _restore(in_base + in_generators)
             if not isinstance(error, ValueError) or isinstance(error, CheckpointError):
                 raise

@@ -73,6 +73,13 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     initial = [_tensor(slot).detach().float().flatten().cpu() for slot in slots]
     with Float32ByDefault():
         generator = config.make(slots, torch.cat(initial), SeededInit(config.seed))
+    keys_of_parts = [*generator.state_dict(), *dict(generator.named_parameters())]
+    parts = {key.partition(".")[0] for key in keys_of_parts}
+    if name in parts:
+        raise ConfigError(
+            f"an adapter with a generator attached cannot be called {name!r}, the name of a part of the"
+            " generator; choose another adapter_name"
+        )
     attached = AttachedConfig(
         task_type=host.task_type,
         # for None PEFT would look for a tuner

@@ -95,7 +95,8 @@ def draw(*, choice: Choice) -> Answer:
                 for row in angles.reshape(-1, angles.shape[-1])
             )
             columns = f"of shape {angles.shape}, in which the gates index them"
-            if angles.shape == (ansatz.n_layers, ansatz.n_qubits):
+            slots = {(gate.slot[-1:], gate.wires) for gate in ansatz.gates() if gate.slot}
+            if angles.ndim > 1 and all(column == wires for column, wires in slots):
                 columns = "one column for each wire"
             line(console, f"\nangles in radians, {columns}\n\n" + "\n".join(rows))
 

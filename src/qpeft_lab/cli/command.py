@@ -8,6 +8,7 @@ import functools
 import inspect
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from itertools import pairwise
@@ -112,7 +113,18 @@ class Command(TyperCommand):
         for name, given in pairwise(["an argument", *args]):  # of a shell variable that is not set
             if not given:
                 raise typer.BadParameter(f"{name} is empty; give a value, or leave it out", ctx=ctx)
+        for name in self._given_twice(ctx, args):
+            console.say("Note:", f"{name} is given twice; the last one counts", "bold yellow")
         return super().parse_args(ctx, args)
+
+    def _given_twice(self, ctx: Any, args: list[str]) -> list[str]:
+        """The options with one value that are given several times, which Click takes the last of."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        with_value = [
+            each for each in order if not (each.multiple or getattr(each, "is_flag", False))
+        ]
+        counts = Counter(each.opts[0] for each in with_value if each.param_type_name == "option")
+        return [name for name, count in counts.items() if count > 1]
 
 
 def _help_all(context: typer.Context, wanted: bool) -> None:

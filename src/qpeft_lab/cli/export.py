@@ -99,7 +99,10 @@ def export(
             "--untie changes the base model and needs --merge; add --merge or leave out --untie"
         )
     if gguf is not None:
+        from qpeft_lab.gguf_lora import refuse_other_file
+
         gguf = output_file(gguf)
+        refuse_other_file(gguf)
         if out is not None and gguf.resolve().is_relative_to(out.resolve()):
             raise ConfigError(
                 f"--gguf {gguf} is in the folder --out {out}, which is replaced as a whole; give it"

@@ -126,7 +126,7 @@ def _template(folder: Path | None, base_name: str, chat: bool) -> str | None:
 
 def _prompt(given: str | None) -> str:
     if given is None:
-        given = "" if sys.stdin is None else sys.stdin.read().rstrip("\n")
+        given = "" if sys.stdin is None else sys.stdin.read().removesuffix("\n")
     if not given:
         raise InputError("the prompt is empty; pass --prompt or pipe a text into the command")
     try:

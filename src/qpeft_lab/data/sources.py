@@ -355,22 +355,29 @@ def has_validation_split(source: str, has_images: bool = False) -> bool:
 
 
 def content_hash(source: str) -> str | None:
-    """Hash of the files of a local source, hidden ones excepted, and of the names of sub-folders,
-    which are classes of images; None for a data set of the hub, or a built-in text.
+    """Hash of the files of a local source, hidden ones and runs excepted, and of the names of
+    sub-folders, which are classes of images; None for a data set of the hub, or a built-in text.
     """
     name = parse_source(source)
     if name.name in BUILT_IN or not name.is_local:
         return None
     path = name.path
-    files = (
-        [path] if path.is_file() else sorted(file for file in path.rglob("[!.]*") if file.is_file())
-    )
+    files = [path] if path.is_file() else _content(path)
     sha = hashlib.sha256()
     for file in files:
         if file.parent not in (path, path.parent):
             sha.update(file.parent.relative_to(path).as_posix().encode())
         sha.update(bytes.fromhex(file_hash(file)))
     return sha.hexdigest()
+
+
+def _content(folder: Path) -> list[Path]:
+    """The files in a folder and its sub-folders, without those of a run or a study, which change:
+    such a folder has a lock.
+    """
+    runs = {lock.parent for lock in folder.rglob(".lock")} - {folder}
+    files = sorted(file for file in folder.rglob("[!.]*") if file.is_file())
+    return [file for file in files if runs.isdisjoint(file.parents)]
 
 
 def rows_of(source: str, sha256: str | None) -> tuple[str, str | None, str | None]:

@@ -98,7 +98,8 @@ class SoRACallback(TrainerCallback):
         if isinstance(skipped, Tensor) and skipped.item():
             return
         learning_rate = float(optimizer.param_groups[self._group]["lr"])
-        for gates, config in self._gates:
+        trained = (pair for pair in self._gates if pair[0].requires_grad)  # not frozen since
+        for gates, config in trained:
             gates.copy_(softshrink(gates, learning_rate * config.sora_lambda))
 
     def remove(self) -> None:
