@@ -525,3 +525,19 @@ def test_reference_to_another_frame_file_is_refused_with_its_hash_too(llama, ids
     edit_json(tmp_path / "a" / "adapter_config.json", frame_rank=16)
     with pytest.raises((CheckpointError, ConfigError), match="frame_rank=16, but the frame file"):
         qpeft.load(copy.deepcopy(llama), tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["lora", "qpa"])
+def test_save_of_another_process_leaves_what_the_main_process_saved(llama, tmp_path, name):
+    """accelerate's idiom: each process calls it, and one is the main process."""
+    config = (
+        LoraConfig(target_modules=["q_proj"]) if name == "lora" else VARIANTS[name].make_config()
+    )
+    model = get_peft_model(llama, config)
+    folder = tmp_path / "adapter"
+    qpeft.save(model, folder, is_main_process=True)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    qpeft.save(model, folder, is_main_process=False)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    qpeft.save(model, tmp_path / "none", is_main_process=False)
+    assert {file.name for file in tmp_path.iterdir()} == {"adapter"}

@@ -36,6 +36,7 @@ from __future__ import annotations
 import inspect
 import reprlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,8 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
     """Atomic `model.save_pretrained(directory, **options)`.
 
     An earlier adapter there is replaced, but for those of the model that `selected_adapters` leaves
-    out; a model card that the user wrote or changed is kept.
+    out; a model card that the user wrote or changed is kept. With `is_main_process=False` nothing is
+    written.
 
     Raises:
         ConfigError: the model has no adapter; the folder contains other files, which would be lost,
@@ -115,6 +117,10 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
     # a generated adapter keeps embeddings itself, tied ones once
     keeps = holder_of(model) is None and bool(resized(model.get_base_model()).parameters)
     options.setdefault("save_embedding_layers", keeps)
+    if not options.get("is_main_process", True):  # only then PEFT writes something
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder, **options)  # in which all processes may take part
+        return
     selected = options.get("selected_adapters") or list(model.peft_config)
     with replace_folder(target) as folder:
         model.save_pretrained(str(folder), **options)
