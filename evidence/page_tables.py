@@ -222,6 +222,7 @@ TABLES = {
     "circuit_losses": Table(smollm2_tables.circuit_losses, [SMOLLM2]),
     "adapters_500": Table(smollm2_tables.adapters_500, [SMOLLM2]),
     "adapters_10000": Table(smollm2_tables.adapters_10000, [SMOLLM2]),
+    "pairs_10000": Table(smollm2_tables.pairs_10000, [SMOLLM2]),
     "beside_framed": Table(smollm2_tables.beside_framed, [SMOLLM2]),
     "order_500": Table(suggest_tables.order_500, [SMOLLM2, FINAL]),
     "on_shakespeare": Table(smollm2_tables.on_shakespeare, [SMOLLM2]),

@@ -882,6 +882,7 @@ TABLES = {
     "signal": signal,
     "adapters_500": lambda: adapters_of_stage_2(500),
     "adapters_10000": lambda: adapters_of_stage_2(10_000),
+    "pairs_10000": pairs_10000,
     "beside_framed": beside_framed,
     "order_500": order_500,
     "on_shakespeare": on_shakespeare,

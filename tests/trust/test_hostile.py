@@ -27,7 +27,7 @@ from peft import (
     TrainableTokensConfig,
     get_peft_model,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from variants import VARIANTS, move
 
 import qpeft
@@ -541,3 +541,53 @@ def test_save_of_another_process_leaves_what_the_main_process_saved(llama, tmp_p
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     qpeft.save(model, tmp_path / "none", is_main_process=False)
     assert {file.name for file in tmp_path.iterdir()} == {"adapter"}
+
+
+def test_refused_adapter_leaves_no_biases_in_the_base(llama, tmp_path):
+    """PEFT had written them before the NaN of another tensor was found."""
+    config = LoraConfig(target_modules=["q_proj"], bias="all")
+    biased = copy.deepcopy(llama)
+    for layer in biased.model.layers:
+        layer.self_attn.q_proj.bias = torch.nn.Parameter(
+            torch.zeros(layer.self_attn.q_proj.out_features)
+        )
+    base = copy.deepcopy(biased)
+    model = get_peft_model(biased, config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.fill_(1.0)
+    qpeft.save(model, tmp_path)
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    key = next(key for key in state if "lora_B" in key)
+    state[key][0, 0] = torch.nan
+    save_file(state, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="NaN"):
+        qpeft.load(base, tmp_path)
+    assert not any(layer.self_attn.q_proj.bias.any() for layer in base.model.layers)
+
+
+@pytest.mark.parametrize("what", ["head", "biases"])
+def test_first_adapter_of_a_pool_does_not_change_the_base_of_the_others(llama, tmp_path, what):
+    config = {"r": 2, "chunk_size": 64, "target_modules": ["q_proj"]}
+    before = {name: value.clone() for name, value in llama.state_dict().items()}
+    base = copy.deepcopy(llama)
+    for name in "ab":
+        bias = "all" if what == "biases" else "none"
+        model = get_peft_model(copy.deepcopy(llama), qpeft.QPAConfig(**config, bias=bias))
+        qpeft.save(model, tmp_path / name)
+    if what == "head":
+        head = llama.lm_head.weight.detach() + 1
+        rewrite(tmp_path / "a", lambda state: {**state, "base_model.model.lm_head.weight": head})
+    error = CheckpointError if what == "head" else ConfigError
+    with pytest.raises(error, match=r"other values of the base|trained biases"):
+        qpeft.AdapterPool(base, tmp_path, capacity=1)
+    after = base.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_saving_nothing_is_refused(llama, tmp_path):
+    model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]))
+    qpeft.save(model, tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="selected_adapters is empty"):
+        qpeft.save(model, tmp_path / "adapter", selected_adapters=[])
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

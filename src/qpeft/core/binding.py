@@ -512,7 +512,10 @@ class Binding:
         fresh = {"_evaluation": None, "_evaluate": self.generator}
         empty: dict[str, Any] = {"_tensors": [], "_stand_ins": []}
         placed = {"_is_placed": False, "_has_stand_ins": False}
-        return {**vars(self), **fresh, **empty, **placed, "_gradients": gradients}
+        # another thread may replace what is placed before pickle comes to the slots' owners
+        slots = [replace(slot, placed=None) for slot in self.slots]
+        own = {"_gradients": gradients, "slots": slots}
+        return {**vars(self), **fresh, **empty, **placed, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -37,7 +37,7 @@ import inspect
 import reprlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from safetensors import safe_open
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from qpeft.checks import check_finite, unknown
 from qpeft.core.config import GeneratedConfig, check_weights, config_of, reading
@@ -103,6 +103,8 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
     known = list(inspect.signature(PeftModel.save_pretrained).parameters)
     for option in options.keys() - known:
         raise ConfigError(unknown("option of save_pretrained", option, known[2:-1]))
+    if options.get("selected_adapters") == []:
+        raise ConfigError("selected_adapters is empty, so nothing would be saved; leave it out")
     own = [CONFIG, WEIGHTS, "README.md"]
     target = folder_to_replace(Path(directory), [*own, *model.peft_config])
     for name in model.peft_config:
@@ -174,7 +176,7 @@ def load(
         raise ConfigError(unknown("option of qpeft.load", option, ["frames", *known]))
     folder = Path(directory)
     adapter_name = options.get("adapter_name", "default")
-    with _unchanged_after_error(base), _refusing_what_does_not_fit(folder):
+    with _unchanged_after_error(base, folder), _refusing_what_does_not_fit(folder):
         repair_folder(folder)
         stamp = stamp_of(folder)
         config = read_config(folder, frames)
@@ -226,10 +228,11 @@ def read_config(folder: Path, frames: str | Path | None = None) -> PeftConfig:
 
 
 @contextmanager
-def _unchanged_after_error(base: nn.Module) -> Iterator[None]:
+def _unchanged_after_error(base: nn.Module, folder: Path) -> Iterator[None]:
     """After an error every module of `base` has the attributes, children, parameters and hooks that
-    it has now; not the values of its tensors.
+    it has now, and the parameters that are also in the adapter's file have their values.
     """
+    values = values_in_file(base, folder)
     before = [
         # dicts keep their identity: a handle that removes a hook refers to the dict of hooks
         [(name, value, dict(value) if isinstance(value, dict) else None) for name, value in items]
@@ -249,7 +252,32 @@ def _unchanged_after_error(base: nn.Module) -> Iterator[None]:
                 vars(module)[name] = value
         for parameter, was_trained in trained:
             parameter.requires_grad_(was_trained)
+        restore(values)
         raise
+
+
+def values_in_file(base: nn.Module, folder: Path) -> list[tuple[nn.Parameter, Tensor]]:
+    """Parameters of `base` that loading the adapter in `folder` may write, such as trained biases,
+    with copies of their values.
+    """
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            keys = list(file.keys())
+    except (OSError, SafetensorError):  # which the checks of `load` name
+        return []
+    names = {key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in keys}
+    return [
+        (parameter, parameter.detach().clone())
+        for name, parameter in base.named_parameters(remove_duplicate=False)
+        if name in names
+    ]
+
+
+def restore(values: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+    """Give parameters the values that `values_in_file` copied."""
+    with torch.no_grad():
+        for parameter, value in values:
+            parameter.copy_(value)
 
 
 @contextmanager

@@ -26,8 +26,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from qpeft.core.checkpoint import CONFIG, check_folder, check_tensors, load, stamp_of
+from qpeft.core.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    check_folder,
+    check_tensors,
+    load,
+    restore,
+    stamp_of,
+    values_in_file,
+)
 from qpeft.core.config import config_of
+from qpeft.core.embeddings import resized
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.meta_model import refuse_adapted, refuse_merged
 from qpeft.core.pool_reader import PoolReader
@@ -152,7 +162,22 @@ class AdapterPool:
             raise ConfigError(
                 f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {example} is {kind}"
             )
+        if content.get("bias", "none") != "none":
+            raise ConfigError(
+                f"{example} has trained biases, which replace those of the base below every adapter"
+                " of a pool; serve it alone, or train adapters with bias='none'"
+            )
+        values = values_in_file(base, example)
         loaded: Any = load(base, example, frames=frames)
+        # rows of a resized vocabulary, which all adapters of the pool have
+        shared = {id(parameter) for parameter in resized(base).parameters}
+        if any(id(p) not in shared and not torch.equal(p, before) for p, before in values):
+            loaded.unload()
+            restore(values)
+            raise CheckpointError(
+                f"{example / WEIGHTS} has other values of the base's embedding or head, which would"
+                " be those of every adapter of the pool; remove it, or serve it alone"
+            )
         self._reader = PoolReader(loaded, config_of(content, example / CONFIG))
         stock = loaded.base_model.generators.configs["default"].to_stock()
         # otherwise a module from modules_to_save would stay in the base
