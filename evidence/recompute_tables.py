@@ -565,14 +565,12 @@ def stage_2(budget: int) -> dict[str, list[dict[str, Any]]]:
             chosen[family] = [first, *further[family]]
             assert {row["lr"] for row in chosen[family]} == {first["lr"]}
     else:
-        rows = of["adapters-10000-e2e"].rows
-        seeds = of.get("adapters-10000-seeds-e2e")
-        more = seeds.rows if seeds else {}
+        rows, more = (of[f"adapters-10000-{name}"].rows for name in ("e2e", "seeds-e2e"))
         for key in rows.keys() - {"none"}:
             family = key.partition("_")[0]
             of_seed_10 = [rows[f"{family}_{n}"][0] for n in (1, 3)]
             first = min(of_seed_10, key=lambda row: row["valid_loss"])
-            chosen[family] = [first, *more.get(family, [])]
+            chosen[family] = [first, *more[family]]
             assert {row["lr"] for row in chosen[family]} == {first["lr"]}
     return dict(sorted(chosen.items(), key=lambda item: mean_test(item[1])))
 

@@ -294,8 +294,7 @@ def tried_of(family: str, budget: int = 500) -> list[Tried]:
         if result is None:  # no adapter of this family has the size
             continue
         rows = result.successes
-        seeds = of_smollm2.get(FURTHER_SEEDS[budget])
-        further = seeds and _found(seeds, family)
+        further = _found(of_smollm2[FURTHER_SEEDS[budget]], family)
         if further is not None and further.lr == result.lr:
             rows = rows | further.successes
         assert result.lr is not None
@@ -393,7 +392,8 @@ def pairs_10000() -> Grid:
         losses[key] = _test_losses(twins[key])
         labels[key] = str(twins[key].label)
     lines = []
-    for ours, other in PAIRS_10000:
+    for pair in PAIRS_10000:
+        ours, other = pair.ours, pair.other
         seeds = sorted(losses[ours])
         paired = average([losses[ours][seed] - losses[other][seed] for seed in seeds])
         label = f"{labels[ours]} minus {labels[other]}"

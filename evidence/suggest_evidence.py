@@ -169,9 +169,8 @@ def on_large_bases() -> dict[str, dict[str, Any]]:
             )
             chosen = by_rate[rate]
             measured = chosen.method.settings.items()
-            further = of_smollm2.get(FURTHER_SEEDS.get(name, ""))
-            repeated = further.results if further else []
-            seeds = [chosen, *(run for run in repeated if run.key == family)]
+            further = of_smollm2[FURTHER_SEEDS[name]].results if name in FURTHER_SEEDS else []
+            seeds = [chosen, *(run for run in further if run.key == family)]
             budget = LARGE_BUDGETS[budget_of(key)]
             found[design["label"]] = design | {
                 "label": design["label"].replace(f"{budget_of(key):,}", f"{budget:,}"),
