@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -180,6 +181,7 @@ def _kept(ansatz: Ansatz, label: str, folder: Path) -> Circuit:
     return Circuit(label, f"{path}:{name}", ansatz)
 
 
+@cache  # a refusal and a note need it, and a circuit of 16 qubits takes seconds
 def idle_angles(ansatz: Ansatz) -> int:
     """The number of angles that change no probability, such as those of RZ gates at the end."""
     stream = torch.Generator().manual_seed(0)
