@@ -73,11 +73,12 @@ def file_hash(path: Path) -> str:
 
 
 @contextmanager
-def replace_file(target: Path) -> Iterator[Path]:
+def replace_file(target: Path, *, is_new: bool = False) -> Iterator[Path]:
     """Yield the path of a temporary file in the same folder, to be written; after the block it
     replaces `target`.
 
-    It is synced to disk. A link is replaced and not followed.
+    It is synced to disk. A link is replaced and not followed. Raises FileExistsError if `is_new` and
+    somebody has made the file in the meantime.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = hidden(target)
@@ -86,11 +87,26 @@ def replace_file(target: Path) -> Iterator[Path]:
         if target.exists():
             shutil.copymode(target, temporary)
         sync(temporary)
-        temporary.replace(target)
+        if is_new:
+            _rename_to_new(temporary, target)
+        else:
+            temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync(target.parent)
+
+
+def _rename_to_new(temporary: Path, target: Path) -> None:
+    """Rename a file. Raises FileExistsError if `target` exists."""
+    try:
+        target.hardlink_to(temporary)
+        temporary.unlink()
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        target.touch(exist_ok=False)
+        temporary.replace(target)
 
 
 def apply_umask(folder: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from variants import move
 
 import qpeft
+from qpeft import SoRACallback
 from qpeft.errors import ConfigError, QpeftWarning
 from qpeft.files import read_json
 
@@ -83,6 +84,22 @@ def test_training_without_a_threshold_warns_once(llama, ids, recwarn, settings, 
     for _ in range(2):
         model.train()(input_ids=ids)
     assert len(ours()) == warnings
+
+
+@pytest.mark.parametrize("kind", ["without a task type", "copied", "second adapter"])
+def test_model_that_its_callback_does_not_reach_warns(llama, ids, kind):
+    model = adapted(llama, **({"task_type": None} if kind == "without a task type" else {}))
+    if kind != "without a task type":
+        optimizer = torch.optim.SGD(qpeft.param_groups(model, lr=0.1))
+        SoRACallback.attach(optimizer, model, steps=2)
+        model(input_ids=ids)
+    if kind == "copied":
+        model = copy.deepcopy(model)
+    if kind == "second adapter":
+        model.add_adapter("other", model.peft_config["default"])
+        model.set_adapter("other")
+    with pytest.warns(QpeftWarning, match="gates will not become zero"):
+        model.train()(input_ids=ids)
 
 
 def gated(base, ranks, **settings):

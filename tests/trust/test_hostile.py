@@ -585,6 +585,23 @@ def test_first_adapter_of_a_pool_does_not_change_the_base_of_the_others(llama, t
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize("config", [qpeft.QAAConfig, qpeft.QuanTAConfig, qpeft.QuICConfig])
+def test_edited_seed_is_refused_where_transformers_loads_the_adapter(llama, tmp_path, config):
+    """Its `load_adapter` sets each tensor, and calls no `load_state_dict`."""
+    adapted = get_peft_model(copy.deepcopy(llama), config(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path)
+    copy.deepcopy(llama).load_adapter(str(tmp_path))
+    edit_config(tmp_path, seed=7)
+    with pytest.raises(CheckpointError, match="such as another seed"):
+        llama.load_adapter(str(tmp_path))
+
+
+def test_pickled_weights_are_refused_at_the_save(llama, tmp_path):
+    model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match="reads safetensors alone"):
+        qpeft.save(model, tmp_path / "adapter", safe_serialization=False)
+
+
 def test_saving_nothing_is_refused(llama, tmp_path):
     model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]))
     qpeft.save(model, tmp_path / "adapter")

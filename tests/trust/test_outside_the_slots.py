@@ -61,7 +61,10 @@ CONFIGS = {
 }
 # of PEFT, as for any LoRA
 EXPECTED = "tie_word_embeddings=True|ensure_weight_tying|Setting `save_embedding_layers`"
-pytestmark = pytest.mark.filterwarnings(f"ignore:.*({EXPECTED})")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.*({EXPECTED})"),
+    pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
+]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,6 @@ def adapt(base, method, settings):
     model = get_peft_model(base, settings)
     if method == "attached":
         model = qpeft.attach(model, qpeft.QPAGeneratorConfig(n_layers=2))
-    model.base_model.shrinks = True  # SoRA without its callback
     return model
 
 
@@ -199,7 +201,6 @@ def test_b_run_of_a_resized_base_resumes(make, ids, adapters, tmp_path, method, 
 
     def trainer():
         model = get_peft_model(make(is_tied, True), config(method, way, is_resized=True))
-        model.base_model.shrinks = True
         arguments = TrainingArguments(str(tmp_path), disable_tqdm=True, **settings)
         return Trainer(model, arguments, train_dataset=rows)
 
@@ -232,7 +233,6 @@ def test_b_resized_base_that_was_made_in_memory_keeps_its_rows(
     ids = tokens(ids, is_resized=True)
     settings = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": "all-linear"}
     model = get_peft_model(make(), CONFIGS[method](**settings))
-    model.base_model.shrinks = True
     live = adapters.logits(adapters.train(model, ids, lr=2e-2), ids)
     for name, loaded in rounds(model, make, tmp_path):
         if method != "lora" or name == "save":
@@ -348,7 +348,6 @@ def test_head_whose_gates_are_zero_keeps_its_rows_in_an_export(make, ids, adapte
     """The exported SoRA does not adapt it, so its weight has another name there."""
     ids = tokens(ids, is_resized=True)
     model = get_peft_model(make(False, True), config("sora", "head as target"))
-    model.base_model.shrinks = True
     adapters.train(model, ids)
     with torch.no_grad():
         model.base_model.generators["default"].gates_by_module()["lm_head"].zero_()

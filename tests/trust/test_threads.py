@@ -19,7 +19,7 @@ from peft import (
 from peft.tuners.boft.layer import BOFTLayer
 from peft.tuners.unilora import UniLoraModel
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, T5Config, T5ForConditionalGeneration
 from variants import VARIANTS, Variant, kinds_first, move
 
 import qpeft
@@ -332,6 +332,31 @@ def test_interrupt_between_two_tensors_leaves_none_of_an_earlier_value(
         alone = layer(inputs)
         model(ids)
         assert torch.equal(alone, layer(inputs))
+
+
+def test_interrupt_inside_a_forward_pass_leaves_no_earlier_value_to_generate():
+    """PyTorch calls no hook behind it; `generate` calls the encoder first, and on its own."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2}
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=50, decoder_start_token_id=0, **sizes))
+    config = qpeft.QPAConfig(r=2, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
+    model = move(get_peft_model(t5, config)).eval()
+    ids = torch.arange(6)[None]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.get_base_model().lm_head.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(input_ids=ids, labels=ids)
+    hook.remove()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * parameter.requires_grad
+    encoder = model.get_base_model().get_encoder()
+    with torch.no_grad():
+        encoded = encoder(input_ids=ids).last_hidden_state
+        model(input_ids=ids, labels=ids)
+        assert torch.equal(encoded, encoder(input_ids=ids).last_hidden_state)
 
 
 def test_a_pickled_binding_has_no_tensors_of_the_moment(llama, ids):

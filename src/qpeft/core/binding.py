@@ -216,7 +216,7 @@ class Binding:
         # What all slots hold: `_tensors`, or stand-ins. Neither while they change, where Ctrl-C may
         # leave some of both.
         self._is_placed = False
-        self._has_stand_ins = False
+        self.has_stand_ins = False
         # of other adapters a part has no gradient at first where all of them work, as in QAA
         is_watched = generator.is_coupled and all(".lora_" in slot.label for slot in slots)
         self._gradients = Gradients(watched=self.sizes if is_watched else ())
@@ -357,7 +357,7 @@ class Binding:
         for slot in self.slots:
             slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
         self._stand_ins = []
-        self._has_stand_ins = False  # of this dtype
+        self.has_stand_ins = False  # of this dtype
         self.invalidate()
 
     def restore_precision(self) -> None:
@@ -389,11 +389,11 @@ class Binding:
         with _lock:
             if not self._stand_ins:
                 self._stand_ins = [StandIn.of(self, i) for i in range(len(self.slots))]
-            if not self._has_stand_ins:
+            if not self.has_stand_ins:
                 self._is_placed = False
                 for slot, stand_in in zip(self.slots, self._stand_ins, strict=True):
                     slot.put(stand_in)
-                self._has_stand_ins = True
+                self.has_stand_ins = True
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
@@ -481,7 +481,7 @@ class Binding:
 
     def _place(self) -> None:
         if not self._is_placed:
-            self._has_stand_ins = False
+            self.has_stand_ins = False
             for slot, tensor in zip(self.slots, self._tensors, strict=True):
                 slot.put(tensor)
             self._is_placed = True
@@ -500,9 +500,10 @@ class Binding:
                 part.view(slot.shape).to(slot.dtype)
                 for slot, part in zip(self.slots, parts, strict=True)
             ]
-        for tensor in tensors:
+        for slot, tensor in zip(self.slots, tensors, strict=True):
             if tensor.requires_grad:
-                tensor.__deepcopy__ = _no_copy  # type: ignore[method-assign]
+                copied: Any = partial(_copied, weakref.ref(tensor), id(slot.owner))
+                tensor.__deepcopy__ = copied
                 tensor.register_hook = refuse_hook  # type: ignore[method-assign]
         return tensors
 
@@ -511,7 +512,7 @@ class Binding:
         gradients = Gradients(watched=self._gradients.watched)
         fresh = {"_evaluation": None, "_evaluate": self.generator}
         empty: dict[str, Any] = {"_tensors": [], "_stand_ins": []}
-        placed = {"_is_placed": False, "_has_stand_ins": False}
+        placed = {"_is_placed": False, "has_stand_ins": False}
         # another thread may replace what is placed before pickle comes to the slots' owners
         slots = [replace(slot, placed=None) for slot in self.slots]
         own = {"_gradients": gradients, "slots": slots}
@@ -554,6 +555,7 @@ class StandIn(Tensor):
     """
 
     read: Callable[[], Tensor]
+    owner: int  # the id of the module that has it
 
     @classmethod
     def of(cls, binding: Binding, index: int) -> StandIn:
@@ -561,10 +563,11 @@ class StandIn(Tensor):
         by mistake.
         """
         parameter = next(binding.generator.parameters(), torch.empty(0))
-        dtype = binding.slots[index].dtype
-        empty = torch.empty(0, dtype=dtype, device=parameter.device)
+        slot = binding.slots[index]
+        empty = torch.empty(0, dtype=slot.dtype, device=parameter.device)
         stand_in = Tensor._make_subclass(cls, empty, require_grad=True)
         stand_in.read = partial(binding.read, index)
+        stand_in.owner = id(slot.owner)
         return stand_in
 
     @classmethod
@@ -583,8 +586,8 @@ class StandIn(Tensor):
         args, kwargs = tree_map_only(cls, lambda stand_in: stand_in.read(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """As `_no_copy`."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor | None:
+        return _copied(self.read, self.owner, memo)
 
 
 class _Boundary(torch.autograd.Function):
@@ -755,10 +758,12 @@ def _same(saved: Tensor) -> Tensor:
     return saved
 
 
-def _no_copy(memo: dict[int, Any]) -> None:
-    """`__deepcopy__` of a generated tensor, which PyTorch refuses to copy; the copied binding
-    places its own.
+def _copied(read: Callable[[], Any], owner: int, memo: dict[int, Any]) -> Tensor | None:
+    """`__deepcopy__` of a generated tensor, which PyTorch refuses to copy: its values.
+
+    None with a copy of its owner, given by the id, where the copied binding places its own.
     """
+    return None if owner in memo else read().detach().clone()
 
 
 def _key(generator: Generator) -> tuple[Any, ...]:

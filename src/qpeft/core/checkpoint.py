@@ -103,6 +103,8 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
     known = list(inspect.signature(PeftModel.save_pretrained).parameters)
     for option in options.keys() - known:
         raise ConfigError(unknown("option of save_pretrained", option, known[2:-1]))
+    if not options.get("safe_serialization", True):
+        raise ConfigError("qpeft.load reads safetensors alone; leave safe_serialization out")
     if options.get("selected_adapters") == []:
         raise ConfigError("selected_adapters is empty, so nothing would be saved; leave it out")
     own = [CONFIG, WEIGHTS, "README.md"]

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os.path import isfile  # which, unlike Path.is_file, accepts names that are too long
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -112,11 +112,16 @@ def new_path(save_to: str | Path) -> Path:
     path = Path(save_to).expanduser()
     path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
     if path.exists():
-        raise ConfigError(
-            f"{path} exists, and adapters may refer to it; to use it, give it as frames, or give"
-            " another name"
-        )
+        refuse_to_replace(path)
     return path
+
+
+def refuse_to_replace(path: Path) -> NoReturn:
+    """Raise ConfigError for a frame file that exists."""
+    raise ConfigError(
+        f"{path} exists, and adapters may refer to it; to use it, give it as frames, or give"
+        " another name"
+    )
 
 
 def write_frame_file(
@@ -125,15 +130,15 @@ def write_frame_file(
     settings: Mapping[str, Any],
     model: nn.Module,
 ) -> FrameFile:
-    """Write `path` atomically.
+    """Write the new file `path` atomically.
 
     Args:
         frames: (d_out, R) and (d_in, R) of each matrix, by the name of its module in `model`.
         settings: Fields of the PEFT config, ready for JSON.
         model: The base model.
 
-    Raises ConfigError if a weight of the base has no digest, so that nothing could tell it from
-    another base.
+    Raises ConfigError if the file exists, or if a weight of the base has no digest, so that nothing
+    could tell it from another base.
     """
     tensors = {}
     for name, (u, v) in frames.items():
@@ -152,8 +157,11 @@ def write_frame_file(
     header = {"format": _FORMAT, "base": base, "settings": dict(settings)}
     data = save(halves, metadata={_KEY: json.dumps(header, sort_keys=True)})
     file = _decoded(path, data)
-    with replace_file(path) as temporary:
-        temporary.write_bytes(data)
+    try:
+        with replace_file(path, is_new=True) as temporary:
+            temporary.write_bytes(data)
+    except FileExistsError:  # another process has written it since the work began
+        refuse_to_replace(path)
     return file
 
 

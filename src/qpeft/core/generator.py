@@ -66,6 +66,20 @@ class FullPrecision(nn.Module):
 
         return super()._apply(move, recurse)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # transformers' `load_adapter` sets buffers, and calls no `load_state_dict`
+        is_loaded = isinstance(value, Tensor) and not value.is_meta
+        if name == "fingerprint" and name in self._buffers and is_loaded:
+            self._check(value, type(self).__name__)
+        super().__setattr__(name, value)
+
+    def _check(self, saved: Tensor, owner: str) -> None:
+        if not is_fingerprint(saved, self._identity):
+            raise CheckpointError(
+                f"this state dict has other initial values or settings than {owner}, such as another"
+                " seed; make the adapter with the settings of the saved one"
+            )
+
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         super().register_buffer(name, tensor, persistent)
         if name == "fingerprint" and tensor is not None:
@@ -87,11 +101,7 @@ class FullPrecision(nn.Module):
     ) -> None:
         key = f"{prefix}fingerprint"
         if key in state:
-            if not is_fingerprint(state[key], self._identity):
-                raise CheckpointError(
-                    f"this state dict has other initial values or settings than {prefix[:-1]}, such"
-                    " as another seed; make the adapter with the settings of the saved one"
-                )
+            self._check(state[key], prefix[:-1])
             state[key] = self._identity.to(state[key].device, copy=True)
         elif self._draws and any(name.startswith(prefix) for name in state):
             warnings.warn(

@@ -183,8 +183,11 @@ class GeneratorHolder(nn.ModuleDict):
 
     @torch.compiler.disable
     def _before_encoder(self, module: nn.Module, args: Any) -> None:
-        """`generate` calls the encoder on its own. On a CPU stand-ins serve that."""
-        if not all(binding.is_on_cpu for binding in self.bindings.values()):
+        """`generate` calls the encoder on its own. On a CPU stand-ins serve that, unless Ctrl-C came
+        into a forward pass, after which PyTorch calls no hook.
+        """
+        bindings = self.bindings.values()
+        if not all(binding.is_on_cpu and binding.has_stand_ins for binding in bindings):
             before: Any = self._before_forward
             before(module, args)
 

@@ -5,6 +5,7 @@ and refuse others.
 import copy
 import hashlib
 import json
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from tiny_models import llama as tiny_llama
 from variants import move, of_family
 
@@ -189,6 +190,30 @@ def test_frame_file_has_the_same_bytes_again_and_is_not_replaced(llama, ids, fra
     with torch.device("meta"):  # as a default
         found = frame_file.read_frame_file(frames).tensors
     assert all(torch.equal(found[key], tensor) for key, tensor in load_file(frames).items())
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_frame_file_that_another_process_wrote_meanwhile_is_kept(
+    llama, ids, frames, tmp_path, monkeypatch, has_links
+):
+    other = tmp_path / "other.safetensors"
+
+    def no_links(*_):
+        raise PermissionError("no hard links here")
+
+    def write_meanwhile(*given, **options):
+        other.write_text("of another process")
+        return save(*given, **options)
+
+    if not has_links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+        fitted(llama, ids, tmp_path / "again")
+        assert (tmp_path / "again.safetensors").read_bytes() == frames.read_bytes()
+    monkeypatch.setattr(frame_file, "save", write_meanwhile)
+    with pytest.raises(ConfigError, match=r"other\.safetensors exists"):
+        fitted(llama, ids, other)
+    assert other.read_text() == "of another process"
+    assert not [*tmp_path.glob(".*")]
 
 
 def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids, tmp_path):

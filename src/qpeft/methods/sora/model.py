@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakSet
 
 import torch
 from peft import LoraConfig
@@ -149,23 +150,32 @@ class SoRAGenerator(Generator):
         return Ranks(left.tensors, left.by_module or self.ranks)
 
 
+# The generators whose gates an optimizer's hook shrinks, or whose user was warned. It is not
+# recorded in the generator, because a copy of that has no hook.
+SHRUNK: WeakSet[nn.Module] = WeakSet()
+
+
 class SoRAModel(GeneratedMixin, LoraModel):
     """The tuner that PEFT builds for a SoRAConfig."""
 
-    shrinks = False  # whether a threshold is attached to an optimizer
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.training and not self.shrinks and torch.is_grad_enabled():
-            self._warn_of_no_threshold()
-        return super().forward(*args, **kwargs)
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        # of the base, which a PeftModel without a task_type calls itself
+        hook: Any = self._warn_of_no_threshold
+        self.generators.hooks.append(self.model.register_forward_pre_hook(hook))
 
     @torch.compiler.disable()
-    def _warn_of_no_threshold(self) -> None:
-        configs: Any = self.peft_config
-        self.shrinks = True  # warn once
-        if any(config.sparse_lambda or config.shrink_budget for config in configs.values()):
-            text = (
-                "SoRA: no threshold hook is attached; gates will not become zero. Use"
-                " qpeft.SoRACallback."
-            )
-            warnings.warn(QpeftWarning(text), stacklevel=2)
+    def _warn_of_no_threshold(self, base: nn.Module, args: Any) -> None:
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        for name, generator in self.generators.items():
+            config: Any = self.peft_config[name]
+            is_trained = generator.gates.requires_grad  # type: ignore[union-attr]
+            is_wanted = config.sparse_lambda or config.shrink_budget
+            if is_trained and is_wanted and generator not in SHRUNK:
+                SHRUNK.add(generator)  # warn once
+                text = (
+                    "SoRA: no threshold hook is attached; gates will not become zero. Use"
+                    " qpeft.SoRACallback."
+                )
+                warnings.warn(QpeftWarning(text), stacklevel=2)

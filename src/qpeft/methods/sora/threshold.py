@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from qpeft.core.replication import n_processes
 from qpeft.errors import ConfigError
-from qpeft.methods.sora.model import SoRAModel
+from qpeft.methods.sora.model import SHRUNK, SoRAModel
 
 
 class SoRACallback(TrainerCallback):
@@ -76,11 +76,11 @@ class SoRACallback(TrainerCallback):
                 f"{type(optimizer).__name__} keeps parameters of its own, which SoRA's threshold"
                 " does not reach, so no gate would become zero; take another optimizer"
             )
-        self._tuner = tuner
+        self._generators = [g for g in tuner.generators.values() if g.gates.requires_grad]
         self._gates = [
             (generator.gates, tuner.peft_config[name])
             for name, generator in tuner.generators.items()
-            if generator.gates.requires_grad
+            if generator in self._generators
         ]
         self._group = _group_of(optimizer, {id(gates) for gates, _ in self._gates})
         for _, config in self._gates:
@@ -89,7 +89,7 @@ class SoRACallback(TrainerCallback):
             if isinstance(hook, SoRACallback):  # of an interrupted run; two would shrink twice
                 del optimizer._optimizer_step_post_hooks[key]
         self._handle = optimizer.register_step_post_hook(self)
-        tuner.shrinks = True
+        SHRUNK.update(self._generators)
 
     @torch.no_grad()
     def __call__(self, optimizer: Any, *_: Any) -> None:
@@ -105,7 +105,7 @@ class SoRACallback(TrainerCallback):
     def remove(self) -> None:
         """Stop shrinking."""
         self._handle.remove()
-        self._tuner.shrinks = False
+        SHRUNK.difference_update(self._generators)
 
 
 def _group_of(optimizer: Any, gates: set[int]) -> int:
