@@ -75,6 +75,7 @@ LIMITS = {  # of what a twin can show
     "frozen angles": "the angles hardly move",
     "Gaussian features": "the same trained map follows both",
     "random signs": "the trained rotations stay",
+    "Givens rotations": "an earlier study of frozen angles favored the circuit",
     "OFT": "linear CUA is OFT, so this tests no circuit",
     "MPO": "MPO has more parameters",
 }

@@ -204,7 +204,7 @@ def decisions_about_loss(lost: Sequence[Paired]) -> list[str]:
 
 def shared_frames() -> str:
     """Stage 3: what each frame keeps of the gain in the own one, on each text and on average."""
-    header = ["frame", *(CUSTOMERS[name] for name in stage_3()), "mean", "decision"]
+    header = ["frame", *(CUSTOMERS[name] for name in stage_3()), "mean", "more than 20 % lost?"]
     rows = [
         [
             frame.label,
