@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pyarrow import parquet
 from qpeft.errors import DataError, DataWarning
 from qpeft_lab import RunSettings
 from qpeft_lab.data import sources
-from qpeft_lab.data.sources import load_examples
+from qpeft_lab.data.sources import load_examples, load_rows
 
 KEPT = {"pad_rows": True}
 
@@ -305,8 +306,39 @@ def test_splits_that_the_library_cannot_tell_apart_are_not_read_as_one(tmp_path,
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name in ("Train", "Test"):
         write(tmp_path / "data" / f"{name}.jsonl", [{"text": name}])
-    with pytest.raises(DataError, match="would be read together"):
-        load(f"{tmp_path / 'data'}::train")
+    assert load(f"{tmp_path / 'data'}::train") == [{"text": "Train"}]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("train.tsv", 'text\tlabel\n"a bird\tx\nthe "end"\ty\n'),
+        ("train.csv", "text,label\nNone,007\nnan,7\n"),
+        ("training-0.txt", "two\nlines"),
+        ("my_train.jsonl", '{"text": "a"}\n{"text": 1, "other": []}\n'),
+    ],
+)
+def test_named_split_is_read_as_the_file_itself(tmp_path, name, content):
+    """`datasets` reads quotation marks, numbers and lines in another way, and keeps old rows."""
+    write(tmp_path / "test.csv", "text\nother\n")
+    for text in (content, content.replace("a", "b").replace("tw", "th")):
+        write(tmp_path / name, text)
+        os.utime(tmp_path / name, (1_600_000_000, 1_600_000_000))
+        assert load_rows(f"{tmp_path}::train", "train") == load_rows(f"{tmp_path / name}", "train")
+
+
+def test_parts_of_splits_are_those_of_the_library(tmp_path):
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.jsonl", ({"text": f"{name} {i}"} for i in range(10)))
+
+    def texts(part):
+        return [row["text"] for row in load(f"{tmp_path}::{part}")]
+
+    assert texts("train[:20%]+test[8:]") == ["train 0", "train 1", "test 8", "test 9"]
+    assert texts("test+train") == [f"{name} {i}" for name in ("test", "train") for i in range(10)]
+    for wrong in ("dev", "train[x]", "train[:900%]"):
+        with pytest.raises(DataError, match="no split dev|cannot read"):
+            texts(wrong)
 
 
 @pytest.mark.parametrize("beside", ["assets/logo.png", "README.md"])

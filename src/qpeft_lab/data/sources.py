@@ -280,6 +280,8 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
             _refuse_splits(source, files)
         _refuse_other_columns(of_files)
         rows = [row for of_file in of_files.values() for row in of_file]
+    elif of_splits := _files_of_splits(name):
+        rows = _read_splits(source, of_splits, by_line)
     else:
         rows = _with_class_names(load_split(source, split))
     if name.glue is not None:
@@ -288,6 +290,53 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
     if not rows:
         raise DataError(f"{source} is empty")
     return rows
+
+
+def _files_of_splits(name: SourceName) -> dict[str, list[Path]]:
+    """The files of each split of a folder of which a split is named, such as `train-00.csv`.
+
+    Empty for a folder that `datasets` reads: with a card that names files, or with sub-folders alone.
+    """
+    if not name.is_local or name.config or not name.split or not name.path.is_dir():
+        return {}
+    card = name.path / "README.md"
+    has_configurations = card.is_file() and "\nconfigs:" in card.read_text("utf-8", "replace")
+    if name.glue is not None or has_configurations:
+        return {}
+    splits: dict[str, list[Path]] = {}
+    for file in filter(_is_table, visible(name.path)):
+        if file.is_file() and (match := _SPLIT.search(file.stem)):
+            of_word = _SPLIT_FOLDERS[match[1].lower()]
+            splits.setdefault(of_word, []).append(file)
+    return splits
+
+
+def _read_splits(source: str, of_splits: Mapping[str, list[Path]], by_line: bool) -> list[Row]:
+    """The rows of the splits that `source` names, or parts of them, such as train[:10%]+test.
+
+    Each file is read as if it were named itself. (`datasets` would read a .txt by lines and a .tsv
+    with quotation marks, guess types, and keep rows from before a change of the files.)
+    """
+    from datasets import ReadInstruction
+
+    spec = str(parse_source(source).split)
+    wanted = {part.partition("[")[0] for part in spec.split("+")}
+    for split in wanted - of_splits.keys():
+        raise DataError(f"{source} has no split {split}; it has {', '.join(sorted(of_splits))}")
+    of_files = {
+        split: {file: _read(file, by_line) for file in of_splits[split]} for split in wanted
+    }
+    for split in wanted:
+        _refuse_other_columns(of_files[split])
+    rows = {
+        split: [row for of_file in of_files[split].values() for row in of_file] for split in wanted
+    }
+    lengths = {split: len(of_split) for split, of_split in rows.items()}
+    try:
+        parts = ReadInstruction.from_spec(spec).to_absolute(lengths)
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"cannot read {source}: {error}") from error
+    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
 
 
 def _refuse_splits(source: str, files: Sequence[Path]) -> None:
@@ -567,7 +616,9 @@ def load_split(source: str, split: str, has_images: bool = False) -> Any:
     try:
         if images:
             return load_dataset("imagefolder", data_files=images, split=part)
-        return load_dataset(name.id, name.config, split=part)
+        # its cache does not see a change of a local file that keeps the time of the last one
+        fresh = {"download_mode": "force_redownload"} if name.is_local else {}
+        return load_dataset(name.id, name.config, split=part, **fresh)
     except Exception as error:  # each reader raises its own types
         raise DataError(f"cannot read {source}: {cause(error)}") from error
 
