@@ -337,7 +337,7 @@ def test_parts_of_splits_are_those_of_the_library(tmp_path):
     assert texts("train[:20%]+test[8:]") == ["train 0", "train 1", "test 8", "test 9"]
     assert texts("test+train") == [f"{name} {i}" for name in ("test", "train") for i in range(10)]
     for wrong in ("dev", "train[x]", "train[:900%]"):
-        with pytest.raises(DataError, match="no split dev|cannot read"):
+        with pytest.raises(DataError, match=r"no split dev|cannot read"):
             texts(wrong)
 
 

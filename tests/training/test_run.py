@@ -205,6 +205,20 @@ def test_run_that_another_process_finished_in_the_meantime_is_not_repeated(setti
     assert train(settings()).already_finished
 
 
+@pytest.mark.parametrize("part", ["adapter", "exported"])
+def test_finished_run_whose_weights_were_removed_is_refused(settings, part):
+    """It said that the folder loads with PEFT alone."""
+    result = train(settings(steps=2))
+    weights = result.out / part / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-8])
+    with pytest.raises(CheckpointError, match=f"{part} does not have the weights"):
+        train(settings(steps=2))
+    (result.out / "result.json").unlink()
+    train(settings(steps=2))
+    assert weights.read_bytes() == before
+
+
 def test_folder_that_another_run_used_in_the_meantime_is_refused(settings, monkeypatch):
     """Not resumed, and no result of other settings is returned."""
 

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 import qpeft
 from qpeft.backends import BackendSettings
 from qpeft.core.generator_holder import holder_of
-from qpeft.errors import ConfigError, InputError, TrainingError
+from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.files import file_hash, write_text
 from qpeft.methods.method import imported
 from qpeft_lab.base_model import fingerprint, has_files
@@ -35,7 +35,7 @@ from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import last_intact, mark_complete, prune, step_of
 from qpeft_lab.training.divergence import lower, symptom
 from qpeft_lab.training.fused_loss import ONE_LOGIT, Loss, fused_loss
-from qpeft_lab.training.inputs import check_inputs
+from qpeft_lab.training.inputs import RESULT, check_inputs
 from qpeft_lab.training.methods import build_adapter, build_configs, check_memory
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.score import Score
@@ -138,6 +138,7 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
     progress = progress or Progress()
     settings, folder, identity = _checked(settings)
     if (finished := folder.read_result()) is not None:
+        _check_kept(finished)
         return finished
     ready = prepare(settings, progress)
     with _entered(folder, settings, identity, ready):
@@ -151,6 +152,18 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
             result = replace(result, stored_bytes=stored, exported_bytes=exported)
             folder.write_result(result)
     return result
+
+
+def _check_kept(finished: TrainResult) -> None:
+    """Raise CheckpointError if the folders of a finished run lack the weights that it wrote."""
+    written = {finished.adapter: finished.stored_bytes, finished.exported: finished.exported_bytes}
+    for folder, size in written.items():
+        if size and outputs.weight_bytes(folder) != size:
+            raise CheckpointError(
+                f"{finished.out} is finished, but {folder} does not have the weights that it wrote;"
+                f" delete {finished.out / RESULT} and {RUN_AGAIN}, which goes on from the last"
+                " checkpoint"
+            )
 
 
 def fit(
