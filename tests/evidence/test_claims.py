@@ -333,6 +333,8 @@ def test_pages_say_how_large_circuits_margins_and_rates_are():
     assert smollm2_tables.MARGIN / (100 * share) == pytest.approx(1 / 6, abs=0.02)
     sentences = summaries_of("smollm2")["sst2"]
     assert says(f"up to {sentences['head'].lr / sentences['qpa'].lr:.0f} times lower than")
+    assert sentences["uni"].lr / sentences["head"].lr == pytest.approx(6)
+    assert says("and with Uni-LoRA six times higher")
 
 
 def test_runs_and_hours_of_stage_8_are_those_of_its_rows():
@@ -541,6 +543,9 @@ def test_page_says_what_small_adapters_write():
     assert says(f"name only {min(values)} to {max(values)} % of the facts, and LoRA")
     assert says(f"LoRA {lora.values:.0f} %, as many as the people who wrote the references")
     assert round(lora.values) == round(people[0])
+    bleu = [round(adapter.bleu) for adapter in small]
+    assert says(f"reaches {min(bleu)} to {max(bleu)} BLEU, where a LoRA reaches {lora.bleu:.0f}")
+    assert says(f"an adapter SmolLM2 names {by_key['none'].values:.0f} %.")
     whole = [round(adapter.texts) for adapter in small]
     assert says(f"in {min(whole)} to {max(whole)} % of their texts, in {lora.texts:.0f} % of")
     assert says(f"of LoRA's, and in {people[1]:.0f} % of those of people")
@@ -573,10 +578,19 @@ def test_page_says_how_the_order_of_10000_parameters_carries_over():
     losses = [-adapter.best.test_loss for adapter in adapters]
     value, low, high, n = suggest_tables.kendall_correlation(shares, losses)
     assert n == 12
+    framed = {*smollm2_tables.FRAMED}
     pairs = list(combinations(adapters, 2))  # the better one on SmolLM2 first
     discordant = [pair for pair in pairs if pair[0].small_share < pair[1].small_share]
     of_uni = [pair for pair in discordant if "uni" in {each.family for each in pair}]
     assert [len(of_uni), len(discordant)] == [6, 20]
+    of_framed = [pair for pair in discordant if not {each.family for each in pair} - framed]
+    assert len(of_framed) == 8
+    within = [adapter for adapter in adapters if adapter.family in framed]
+    tau = suggest_tables.kendall_correlation(
+        [adapter.small_share for adapter in within],
+        [-adapter.best.test_loss for adapter in within],
+    )
+    assert says(f"whose order is nearly reversed (tau {tau.value:.2f}, of five)")
     assert says("place 9 there and place 3 here, has a part in six of the 20 pairs that disagree")
     families = [adapter.family for adapter in adapters]
     assert {*families[:7]} == {*smollm2_tables.FRAMED, "qpa", "uni"}

@@ -617,7 +617,7 @@ def load_split(source: str, split: str, has_images: bool = False) -> Any:
         if images:
             return load_dataset("imagefolder", data_files=images, split=part)
         # its cache does not see a change of a local file that keeps the time of the last one
-        fresh = {"download_mode": "force_redownload"} if name.is_local else {}
+        fresh: dict[str, Any] = {"download_mode": "force_redownload"} if name.is_local else {}
         return load_dataset(name.id, name.config, split=part, **fresh)
     except Exception as error:  # each reader raises its own types
         raise DataError(f"cannot read {source}: {cause(error)}") from error
