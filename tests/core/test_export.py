@@ -306,6 +306,7 @@ def test_card_names_the_base_only_if_it_has_a_name(llama, adapters, tmp_path):
             assert front["tags"] == [kind, "qpeft"]
 
 
+@pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 @pytest.mark.parametrize("method", ["qpa", "sora", "cua"])
 def test_active_adapter_is_exported(llama, ids, adapters, tmp_path, method):
     def config():

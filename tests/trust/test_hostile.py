@@ -28,6 +28,8 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
+from tables import forget_tables
+from torch._subclasses import FakeTensorMode
 from variants import VARIANTS, move
 
 import qpeft
@@ -594,6 +596,16 @@ def test_edited_seed_is_refused_where_transformers_loads_the_adapter(llama, tmp_
     edit_config(tmp_path, seed=7)
     with pytest.raises(CheckpointError, match="such as another seed"):
         llama.load_adapter(str(tmp_path))
+
+
+@pytest.mark.parametrize("config", [qpeft.QuICConfig, qpeft.QAAConfig, qpeft.CUAConfig])
+def test_tables_of_a_pass_without_values_are_not_kept(llama, ids, config):
+    """`torch.export` makes such passes; every later model of the process had no values either."""
+    model = get_peft_model(llama, config(target_modules=["q_proj"])).eval()
+    forget_tables()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model(ids)
+    assert type(model(ids).logits) is torch.Tensor
 
 
 def test_pickled_weights_are_refused_at_the_save(llama, tmp_path):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache, wraps
 from math import isfinite
 from threading import Lock
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -121,15 +121,35 @@ def cached_tables(function: F) -> F:
 
     All callers use the same tensors, so these are independent of the first caller: of its default
     device and dtype, and of its `torch.inference_mode()`, whose tensors cannot be used in training.
+    Tensors without values, such as those of `torch.export`, are not kept.
     """
 
     @cache
+    def kept(*args: Any) -> Any:
+        with torch.device("cpu"), torch.inference_mode(False), Float32ByDefault():
+            made = function(*args)
+            if type(torch.empty(0)) is not Tensor:
+                raise _NotKeptError(made)  # which `cache` does not keep
+            return made
+
     @wraps(function)
     def make(*args: Any) -> Any:
-        with torch.device("cpu"), torch.inference_mode(False), Float32ByDefault():
-            return function(*args)
+        try:
+            return kept(*args)
+        except _NotKeptError as error:
+            return error.tables
 
-    return cast(F, make)
+    own: Any = make
+    own.cache_clear = kept.cache_clear
+    return own
+
+
+class _NotKeptError(Exception):
+    """Carries tables that were made in a mode of torch whose tensors have no values."""
+
+    def __init__(self, tables: Any) -> None:
+        super().__init__()
+        self.tables = tables
 
 
 def apply_gates(x: Tensor, gates: Sequence[Tensor], axes: Sequence[tuple[int, ...]]) -> Tensor:

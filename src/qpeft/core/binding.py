@@ -17,7 +17,8 @@ A training step, in order:
 The generator is therefore evaluated once per optimizer step, for any number of forward passes,
 micro-batches or checkpointed segments. Its backward pass runs in each `backward()`; inside an
 accumulation window of accelerate the gradients of flat (P,) are summed, and that of the last
-micro-batch takes the sum (`flush` takes one that is left over).
+micro-batch takes the sum (`flush` takes one that is left over, also where somebody reads `grad`
+before, see `WaitingParameter`).
 
 Others may write into the parameters at any time, and read an adapter's tensor outside of a forward
 pass. So between forward passes the layers have stand-ins (`StandIn`) instead of the views, and each
@@ -131,8 +132,10 @@ class Gradients:
     """
 
     deferred: Tensor | None = None  # (P,), the sum over micro-batches before the optimizer step
+    flat: Tensor | None = None  # (P,), the value that it is the gradient of, with its graph
     # which of the generator's parameters it belongs to
     trained: list[bool] = field(default_factory=list)
+    waiting: list[WaitingParameter] = field(default_factory=list)  # those parameters
     replicas: Replicas | None = None  # the processes to average over, if FSDP2 shards the model
     watched: Sequence[int] = ()  # the sizes of the slots, while `reached` is recorded
     reached: Tensor | None = None  # (slots,), bool: which had a gradient other than 0
@@ -150,9 +153,19 @@ class Gradients:
         """The deferred gradient, which no longer waits."""
         with _deferring:
             gradient, self.deferred = self.deferred, None
+            self.flat = None
+            for parameter in self.waiting:
+                parameter.stop_waiting()
+            self.waiting = []
         return gradient
 
-    def defer(self, gradient: Tensor, trained: list[bool]) -> None:
+    def is_of(self, flat: Tensor, trained: list[bool]) -> bool:
+        """Whether the deferred gradient is of this value, and belongs to these parameters."""
+        return self.flat is flat and self.trained == trained
+
+    def defer(
+        self, gradient: Tensor, flat: Tensor, parameters: Sequence[Any], trained: list[bool]
+    ) -> None:
         """Add to the deferred gradient, in the backward pass that will mark the parameters."""
         pending = _Pending()
         engine: Any = torch.autograd.Variable._execution_engine
@@ -161,7 +174,10 @@ class Gradients:
             with _deferring:
                 self.pending = weakref.ref(pending)
                 self.deferred = gradient if self.deferred is None else self.deferred + gradient
+                self.flat = flat
                 self.trained = trained
+                pairs = zip(parameters, trained, strict=True)
+                self.waiting = [p for p, is_trained in pairs if is_trained and _let_wait(p)]
         finally:
             del pending  # the pass has the only reference, not the traceback of an error
 
@@ -172,14 +188,15 @@ class Gradients:
         self.reached = reached if self.reached is None else reached | self.reached
 
     @torch.enable_grad()
-    def flush(self, parameters: Iterable[nn.Parameter], flat: Callable[[], Tensor]) -> None:
+    def flush(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add the deferred gradient to `grad` of the generator's parameters to which it belongs.
 
         Those that were frozen in the meantime, such as by a change of the adapter, get theirs as
-        well, as those of stock LoRA have it already. `flat()` is called while none is frozen.
+        well, as those of stock LoRA have it already.
         """
+        flat = self.flat
         gradient = self.take()
-        if gradient is None:  # another thread was faster
+        if gradient is None or flat is None:  # another thread was faster
             return
         if self.watched:
             self.watch(gradient)
@@ -192,9 +209,54 @@ class Gradients:
         if self.replicas is not None:
             gradient = self.replicas.average(gradient)
         with torch.autocast(gradient.device.type, enabled=False), exact_products():
-            torch.autograd.backward(flat(), gradient, inputs=marked, retain_graph=True)
+            torch.autograd.backward(flat, gradient, inputs=marked, retain_graph=True)
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+class WaitingParameter(nn.Parameter):
+    """What a parameter of a generator is as long as its gradient is deferred: to read `grad`
+    completes it.
+    """
+
+    @property
+    def grad(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+        """The gradient of all backward passes so far."""
+        for binding in _live_of([self]):
+            binding.flush()
+        return _present_grad(self)
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        _GRAD.__set__(self, value)
+
+    @grad.deleter
+    def grad(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        _GRAD.__delete__(self)
+
+    def stop_waiting(self) -> None:
+        """Be an ordinary parameter again."""
+        own: Any = self
+        own.__class__ = nn.Parameter
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        copied: Any = super().__deepcopy__(memo)
+        copied.__class__ = nn.Parameter  # a copied binding defers nothing yet
+        return copied
+
+
+def _let_wait(parameter: nn.Parameter) -> bool:
+    """Make it one whose gradient is completed when somebody reads it, if it is a usual one."""
+    if type(parameter) is nn.Parameter:
+        parameter.__class__ = WaitingParameter
+    return isinstance(parameter, WaitingParameter)
+
+
+_GRAD: Any = Tensor.grad  # PyTorch's own, which completes nothing
+
+
+def _present_grad(parameter: Tensor) -> Tensor | None:
+    return _GRAD.__get__(parameter)
 
 
 class Binding:
@@ -461,13 +523,7 @@ class Binding:
             self._forget_cleared()
             gradients = self._gradients
             if gradients.deferred is not None and not gradients.is_marking:
-                gradients.flush(self.generator.parameters(), self._flat)
-
-    def _flat(self) -> Tensor:
-        """The flat value (P,) with a graph."""
-        flat = None if self._evaluation is None else self._evaluation.flat
-        # False: it was evaluated while the generator was frozen
-        return flat if flat is not None and flat.requires_grad else self._evaluate()
+                gradients.flush(self.generator.parameters())
 
     def _forget_cleared(self) -> None:
         """Forget deferred gradients if somebody has cleared `grad`: an interrupted window must not
@@ -476,7 +532,8 @@ class Binding:
         gradients = self._gradients
         if gradients.deferred is None or gradients.is_marking:
             return
-        if not any(p.grad is not None and p.grad.any() for p in self.generator.parameters()):
+        present = map(_present_grad, self.generator.parameters())
+        if not any(gradient is not None and gradient.any() for gradient in present):
             gradients.take()
 
     def _place(self) -> None:
@@ -502,7 +559,7 @@ class Binding:
             ]
         for slot, tensor in zip(self.slots, tensors, strict=True):
             if tensor.requires_grad:
-                copied: Any = partial(_copied, weakref.ref(tensor), id(slot.owner))
+                copied: Any = _Copy(weakref.ref(tensor), id(slot.owner))
                 tensor.__deepcopy__ = copied
                 tensor.register_hook = refuse_hook  # type: ignore[method-assign]
         return tensors
@@ -587,7 +644,7 @@ class StandIn(Tensor):
         return func(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor | None:
-        return _copied(self.read, self.owner, memo)
+        return _Copy(self.read, self.owner)(memo)
 
 
 class _Boundary(torch.autograd.Function):
@@ -612,8 +669,8 @@ class _Boundary(torch.autograd.Function):
             # of the forward pass, and still
             pairs = zip(ctx.parameters, ctx.needs_input_grad[2:], strict=True)
             trained = [was_trained and p.requires_grad for p, was_trained in pairs]
-            if gradients.deferred is not None and gradients.trained != trained:
-                gradients.flush(ctx.parameters, lambda: ctx.flat)
+            if gradients.deferred is not None and not gradients.is_of(ctx.flat, trained):
+                gradients.flush(ctx.parameters)
             if not any(trained):
                 return (None,) * (2 + len(ctx.parameters))
             has_hooks = any(map(_has_hooks, ctx.parameters))
@@ -625,7 +682,7 @@ class _Boundary(torch.autograd.Function):
                     " activation_checkpointing_kwargs={'use_reentrant': False}"
                 )
             if gradients.may_wait and _awaits_more() and not has_hooks:  # they want gradients
-                gradients.defer(gradient, trained)
+                gradients.defer(gradient, ctx.flat, ctx.parameters, trained)
                 return (None, None, *map(_mark, ctx.parameters))
             deferred = gradients.take()
             if deferred is not None:
@@ -758,12 +815,23 @@ def _same(saved: Tensor) -> Tensor:
     return saved
 
 
-def _copied(read: Callable[[], Any], owner: int, memo: dict[int, Any]) -> Tensor | None:
+class _Copy:
     """`__deepcopy__` of a generated tensor, which PyTorch refuses to copy: its values.
 
     None with a copy of its owner, given by the id, where the copied binding places its own.
     """
-    return None if owner in memo else read().detach().clone()
+
+    def __init__(self, read: Callable[[], Any] | None = None, owner: int = 0) -> None:
+        self.read = read
+        self.owner = owner
+
+    def __call__(self, memo: dict[int, Any]) -> Tensor | None:
+        if self.read is None or self.owner in memo:
+            return None
+        return self.read().detach().clone()
+
+    def __reduce__(self) -> Any:
+        return _Copy, ()  # what is pickled with a tensor, which a loaded binding replaces
 
 
 def _key(generator: Generator) -> tuple[Any, ...]:
