@@ -24,6 +24,7 @@ from qpeft_lab.base_files import TEMPLATE
 
 _N_DIGITS = 12  # as in _REVISION
 _LONGEST = 200  # bytes of a name; file systems allow 255, and temporary names are longer
+_BESIDE = (TEMPLATE, "task.json")  # which an adapter may have
 _REVISION = re.compile(r"(?P<name>.+)@(?P<digest>[0-9a-f]{12})")
 
 
@@ -63,14 +64,12 @@ def keep(folder: Path, digest: str) -> Path:
     target = folder.with_name(f".{folder.name}@{digest}")
     try:
         is_whole = revision(target) == digest
-        is_whole &= (target / TEMPLATE).is_file() == (folder / TEMPLATE).is_file()
+        is_whole &= all((target / name).is_file() == (folder / name).is_file() for name in _BESIDE)
     except CheckpointError:  # none, or a damaged one
         is_whole = False
     if not is_whole:
         with replace_folder(target) as copy:
-            for name in (CONFIG, WEIGHTS, TEMPLATE):
-                if name != TEMPLATE or (folder / name).is_file():
-                    shutil.copy(folder / name, copy)
+            _copy(folder, copy)
             if revision(copy) != digest:
                 raise CheckpointError("it was replaced while it was read; ask again")
     return target
@@ -105,10 +104,16 @@ def restore(folder: Path, digest: str) -> None:
     with replace_folder(Path(os.path.realpath(folder))) as new:  # a link stays one
         if folder.is_dir():
             shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
-        (new / TEMPLATE).unlink(missing_ok=True)  # of the one that is replaced
-        for name in (CONFIG, WEIGHTS, TEMPLATE):
-            if name != TEMPLATE or (source / name).is_file():
-                shutil.copy(source / name, new)
+        for name in _BESIDE:  # of the one that is replaced
+            (new / name).unlink(missing_ok=True)
+        _copy(source, new)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy an adapter, and what belongs to it."""
+    for name in (CONFIG, WEIGHTS, *_BESIDE):
+        if name not in _BESIDE or (source / name).is_file():
+            shutil.copy(source / name, target)
 
 
 def _child(adapters: Path, name: str, digest: str = "") -> Path | None:

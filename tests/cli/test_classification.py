@@ -1,8 +1,10 @@
 """Classification of texts and images with train, evaluate, export, plan and generate."""
 
 import json
+import shutil
 
 import pytest
+from folders import edit_json
 from image_files import bars
 from tiny_models import make_vit, opinions, write_tsv
 
@@ -61,6 +63,15 @@ def test_other_tasks_and_unknown_classes_are_refused(qpeft_cli, runs, texts, tmp
         ("generate", "--prompt so", "text/adapter"),
     ):
         assert named in qpeft_cli(f"{command} --adapter {runs['text']} {options}", code=2).stderr
+
+
+def test_classes_that_were_edited_are_refused(qpeft_cli, runs, texts, tmp_path):
+    """Two names exchanged gave an accuracy of 0 for one of 1, without a word."""
+    shutil.copytree(runs["text"] / "adapter", tmp_path / "adapter")
+    evaluate = f"evaluate --adapter {tmp_path}/adapter --data {texts}"
+    qpeft_cli(evaluate, code=0)
+    edit_json(tmp_path / "adapter" / "task.json", labels=["positive", "negative"])
+    assert "it was edited, or belongs to other weights" in qpeft_cli(evaluate, code=2).stderr
 
 
 @pytest.mark.long

@@ -61,6 +61,28 @@ def test_every_command_takes_the_file(answer, base_folder, text, trained, tmp_pa
         assert answer(f"circuits count {own} --n-qubits 3")["ansatz"] == "cz_ring"
 
 
+def test_method_that_changed_since_its_run_is_refused(qpeft_cli, text, trained, tmp_path):
+    """The export of another adapter said that it is verified."""
+    part, run = trained
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    identity = read_json(config)["identity"]
+    edit_json(config, identity={**identity, part: "0" * 64})  # of the file as it was
+    is_refused = part == "method"  # an adapter knows the gates of its ansatz
+    for command in (f"evaluate --data {text} --adapter", f"export --out {tmp_path}/new"):
+        answered = qpeft_cli(f"{command} {tmp_path}/run {option(part)}", code=2 * is_refused)
+        assert ("changed since the run" in answered.stderr) == is_refused
+    shutil.copytree(run / "adapter", tmp_path / "copy")
+    qpeft_cli(f"evaluate --data {text} --adapter {tmp_path}/copy {option(part)}", code=0)
+
+
+def test_run_of_a_whole_model_names_where_that_is(qpeft_cli, base_folder, text, tmp_path):
+    paths = f"--model {base_folder} --data {text} --out {tmp_path}/run"
+    qpeft_cli(f"train {paths} --method full --steps 1 --seq-len 16", code=0)
+    refused = qpeft_cli(f"evaluate --data {text} --adapter {tmp_path}/run", code=2)
+    assert f"--model {tmp_path}/run/exported" in refused.stderr
+
+
 def test_adapter_of_an_unregistered_name_names_the_option(qpeft_cli, trained, monkeypatch):
     part, run = trained
     command = f"generate --adapter {run} --prompt The"

@@ -598,7 +598,7 @@ def test_edited_seed_is_refused_where_transformers_loads_the_adapter(llama, tmp_
         llama.load_adapter(str(tmp_path))
 
 
-@pytest.mark.parametrize("config", [qpeft.QuICConfig, qpeft.QAAConfig, qpeft.CUAConfig])
+@pytest.mark.parametrize("config", [qpeft.QuICConfig, qpeft.CUAConfig])
 def test_tables_of_a_pass_without_values_are_not_kept(llama, ids, config):
     """`torch.export` makes such passes; every later model of the process had no values either."""
     model = get_peft_model(llama, config(target_modules=["q_proj"])).eval()

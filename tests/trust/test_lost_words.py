@@ -214,3 +214,13 @@ def test_rollback_loses_no_weights_without_a_config(user):
     (folder / WEIGHTS).unlink()
     revisions.restore(folder, old)
     assert revisions.revision(folder) == old
+
+
+def test_rollback_brings_back_the_classes_of_the_weights(user):
+    folder, old = user
+    (folder / "task.json").write_text("old classes")
+    revisions.keep(folder, old)
+    (folder / WEIGHTS).write_text("new")
+    (folder / "task.json").write_text("new classes")
+    revisions.restore(folder, old)
+    assert (folder / "task.json").read_text() == "old classes"

@@ -18,7 +18,7 @@ from qpeft.folders import repair_folder
 from qpeft.user_code import is_file
 from qpeft_lab.base_files import own_template
 from qpeft_lab.demo import base_model
-from qpeft_lab.user_files import FRAMES, named_ansatz
+from qpeft_lab.user_files import FRAMES, file_hashes, named_ansatz
 
 if TYPE_CHECKING:
     from qpeft_lab.training.run_folder import RunFolder
@@ -83,15 +83,11 @@ class Loading:
             (place for place in (path, path / "adapter") if (place / CONFIG).is_file()), None
         )
         if folder is None:
-            is_run = (path / "metrics.jsonl").is_file() and not (path / "result.json").is_file()
-            raise CheckpointError(
-                f"no adapter at {path}: this run has not ended; run its command again to resume it"
-                if is_run
-                else f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder"
-            )
+            raise CheckpointError(f"no adapter at {path}: {_why_none(path)}")
         settings: dict[str, Any] = {}
+        hashes: dict[str, str] = {}
         if (run := run_of(folder)) is not None and folder.resolve() == run.adapter:
-            recorded, _ = run.recorded()
+            recorded, hashes = run.recorded()
             settings = recorded.method_settings | {"method": recorded.method}
         for name in ("method", "ansatz"):
             # the folder may come from someone else
@@ -101,6 +97,8 @@ class Loading:
                     f" you name it; add --{name} {quote(settings[name])}"
                 )
         self._refuse_unused(folder)
+        if self.method is not None and "method" in hashes:
+            self._refuse_changed(path, hashes["method"])
         if (
             self.frames is None
             and settings.get(FRAMES)
@@ -108,6 +106,15 @@ class Loading:
         ):
             self.frames = Path(settings[FRAMES])
         return folder
+
+    def _refuse_changed(self, path: Path, trained_with: str) -> None:
+        """Raise ConfigError if the file of the method is not that of the run, by its hash."""
+        if file_hashes(self.method, {}, {})["method"] != trained_with:
+            raise ConfigError(
+                f"{self.method} or a module that it imports changed since the run {path}, so its"
+                " adapter would be another one; restore it, or copy the folder adapter elsewhere to"
+                " load it with the changed code"
+            )
 
     def _refuse_unused(self, folder: Path) -> None:
         """Raise ConfigError for a file that loading this adapter does not need."""
@@ -191,6 +198,18 @@ class OptionalAdapter(Loading):
                     f"--{name} is for loading an adapter; add --adapter, or leave it out"
                 )
         return None
+
+
+def _why_none(path: Path) -> str:
+    """Why there is no adapter in this folder."""
+    if (path / "exported" / "config.json").is_file():
+        return (
+            "this run trained the whole model; leave the adapter out, and give"
+            f" --model {quote(str(path / 'exported'))}"
+        )
+    if (path / "metrics.jsonl").is_file() and not (path / "result.json").is_file():
+        return "this run has not ended; run its command again to resume it"
+    return f"expected a folder with {CONFIG}, or a run folder"
 
 
 def run_of(folder: Path, with_checkpoints: bool = False) -> RunFolder | None:

@@ -7,6 +7,8 @@ number to load the head.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,11 +20,12 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from qpeft.core.checkpoint import WEIGHTS
 from qpeft.core.meta_model import on_meta
 from qpeft.core.model_card import add_sections, users_card
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, InputError
-from qpeft.files import read_json, write_json, write_text
+from qpeft.files import as_json, file_hash, read_json, write_json, write_text
 from qpeft_lab import base_model as base
 from qpeft_lab.data.task_types import TASKS
 
@@ -55,7 +58,8 @@ class TaskRecord:
         """Write task.json to an adapter folder, and add these arguments and the classes to its
         model card, if it has one that no user wrote: an adapter with a frame file has none.
         """
-        write_json(folder / RECORD, asdict(self))
+        content = asdict(self)
+        write_json(folder / RECORD, {**content, "sha256": _seal(folder, content)})
         card = folder / "README.md"
         if not card.exists() or users_card(folder) is not None:
             return
@@ -69,6 +73,14 @@ class TaskRecord:
         add_sections(card, [section])
 
 
+def _seal(folder: Path, content: dict[str, Any]) -> str:
+    """SHA-256 of task.json's content and of the weights that it describes, to tell an edited one, or
+    one of another revision.
+    """
+    weights = file_hash(folder / WEIGHTS)
+    return hashlib.sha256(json.dumps([as_json(content), weights]).encode()).hexdigest()
+
+
 def read_record(folder: Path) -> TaskRecord | None:
     """The record of an adapter folder; None for a language model. Raises CheckpointError if it is
     damaged.
@@ -78,6 +90,9 @@ def read_record(folder: Path) -> TaskRecord | None:
         return None
     try:
         stored = read_json(file)
+        seal = stored.pop("sha256", None)  # earlier versions wrote none
+        if seal is not None and seal != _seal(folder, stored):
+            raise ValueError("it was edited, or belongs to other weights than those beside it")
         stored["labels"] = tuple(map(str, stored["labels"]))
         record = TaskRecord(**stored)
         if record.task not in TASKS or TASKS[record.task].is_language_model:

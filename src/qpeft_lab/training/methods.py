@@ -235,6 +235,9 @@ def _with_config_errors(make: Any, *arguments: Any, **values: Any) -> Any:
     except (ValueError, OverflowError) as error:
         raise ConfigError(str(error)) from error
     except (TypeError, AttributeError, IndexError) as error:
-        raise ConfigError(
-            f"PEFT cannot use a setting of the method, possibly one of another type: {error}"
-        ) from error
+        is_about_target = str(error).startswith("Target module")
+        what = (
+            "adapt this base with the method" if is_about_target else "use a setting of the method"
+        )
+        hint = "" if is_about_target else ", possibly one of another type"
+        raise ConfigError(f"PEFT cannot {what}{hint}: {error}") from error
