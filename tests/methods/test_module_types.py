@@ -105,6 +105,7 @@ def test_map_that_is_not_called_is_refused_by_adapters_of_their_own(make):
     assert any(p.requires_grad for p in adapted.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 @pytest.mark.parametrize("targets", ["all-linear", ["out_proj"]])
 @pytest.mark.parametrize("make", [*GENERATED.values(), None], ids=[*GENERATED, "attach"])
 def test_map_whose_weight_pytorchs_attention_reads_is_refused(make, targets):
