@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import tiny_models
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 from variants import VARIANTS, Variant, move, trained
 
 import qpeft
@@ -232,3 +232,38 @@ def test_u5_unknown_target_of_a_second_adapter_suggests_modules_of_the_base(llam
     with pytest.raises(ConfigError) as of_second:
         model.add_adapter("other", variant.make_config(**wrong))
     assert str(of_second.value) == str(of_first.value)
+
+
+@pytest.mark.parametrize("way", ["classifier", "head in full"])
+@pytest.mark.parametrize(
+    "config",
+    [qpeft.QPAConfig, qpeft.QuantumPeftConfig, qpeft.SoRAConfig, qpeft.CUAConfig, qpeft.QAAConfig],
+)
+def test_second_adapter_of_all_maps_next_to_a_trained_head_is_loaded(tmp_path, config, way):
+    """all-linear also named the first adapter's copy of the head, which a fresh base does not have."""
+
+    def base():
+        torch.manual_seed(0)
+        if way == "head in full":
+            return tiny_models.llama()
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+        return BertForSequenceClassification(
+            BertConfig(vocab_size=50, num_attention_heads=2, num_labels=3, **sizes)
+        )
+
+    def settings():
+        own = {"modules_to_save": ["lm_head"], "task_type": "CAUSAL_LM"}
+        others = {"task_type": "SEQ_CLS"}
+        return config(target_modules="all-linear", **(own if way == "head in full" else others))
+
+    ids = torch.arange(8).reshape(2, 4)
+    model = get_peft_model(base(), settings())
+    model.add_adapter("b", settings())
+    model.set_adapter("b")
+    move(model)
+    expected = model.eval()(ids).logits
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base(), tmp_path / "b").eval()
+    torch.testing.assert_close(loaded(ids).logits, expected)
+    alone = get_peft_model(base(), settings()).base_model.targeted_module_names
+    assert {*loaded.base_model.targeted_module_names} == {*alone}

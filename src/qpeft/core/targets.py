@@ -12,7 +12,11 @@ from itertools import product
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftType
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
@@ -50,6 +54,7 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
     check_patterns(model, vars(config))
     try:
         _convert_targets(model, config)
+        _leave_out_copies(model, config)
         _check_names(model, config)
     except InputError:
         raise
@@ -87,6 +92,25 @@ def _convert_targets(model: nn.Module, config: Any) -> None:
     stock.target_parameters = experts  # in order: it is saved
     for name in _CONVERTED:
         setattr(config, name, getattr(stock, name))
+
+
+def _leave_out_copies(model: nn.Module, config: Any) -> None:
+    """Let all-linear mean no copy of a module that another adapter trains in full: the base of a
+    saved adapter has none.
+    """
+    copies = _in_copies(model)
+    if copies and str(getattr(config, "target_modules", "")).lower() == "all-linear":
+        expanded: Any = _maybe_include_all_linear_layers(config, model)
+        config.target_modules = {n for n in expanded.target_modules if not n.startswith(copies)}
+
+
+def _in_copies(model: nn.Module) -> tuple[str, ...]:
+    """What the names of modules begin with that are copies for `modules_to_save` and the like."""
+    return tuple(
+        f"{name}."
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, AuxiliaryTrainingWrapper)
+    )
 
 
 def _default_targets(model: nn.Module) -> Any:
@@ -224,8 +248,11 @@ def set_target_names(model: nn.Module, config: Any, modules: Mapping[str, nn.Mod
         # like PEFT, without the output head; PEFT's own search skips modules that have an adapter
         head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
         head = getattr(head, "base_layer", head)
+        copies = _in_copies(model)
         config.target_modules = [
-            name for name, m in modules.items() if is_linear(m) and m is not head
+            name
+            for name, m in modules.items()
+            if is_linear(m) and m is not head and not (copies and name.startswith(copies))
         ]
     check_target_modules(model, config)
 
