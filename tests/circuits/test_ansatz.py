@@ -120,6 +120,18 @@ def test_pickled_ansatz_whose_gates_have_changed_is_refused():
         pickle.loads(stored)  # noqa: S301
 
 
+def test_gates_that_differ_from_call_to_call_are_refused():
+    """They trained, and the saved adapter could not be loaded."""
+    scales = iter(range(1, 100))
+    register_ansatz(
+        "mine",
+        lambda n, _: (n,),
+        lambda n, _: [[Gate("ry", (w,), (w,), float(next(scales))) for w in range(n)]],
+    )
+    with pytest.raises(ConfigError, match="other gates in another call"):
+        list(Ansatz("mine", 2, 1).gates())
+
+
 @pytest.mark.parametrize("shape", [3, [3], (), (3.0,), (-3,), None, ((3,),)])
 def test_invalid_angle_shape_is_refused(shape):
     with pytest.raises(
@@ -128,7 +140,7 @@ def test_invalid_angle_shape_is_refused(shape):
         _ = register([TURNS], shape).angle_shape
 
 
-def test_functions_are_called_once_for_each_size():
+def test_functions_are_called_twice_for_each_size_to_compare():
     """Later registrations change new circuits, and none that is in use."""
     seen = []
     register_ansatz("mine", lambda *size: (N_QUBITS,), lambda *size: [seen.append(size), TURNS][1:])
@@ -137,7 +149,7 @@ def test_functions_are_called_once_for_each_size():
         exact_probabilities(mine, torch.zeros(N_QUBITS))
         list(mine.gates())
 
-    assert seen == [(N_QUBITS, N_LAYERS)]
+    assert seen == 2 * [(N_QUBITS, N_LAYERS)]
     with pytest.raises(ConfigError, match="of 0 to 1"):
         list(Ansatz("mine", 2, 1).gates())
 

@@ -12,6 +12,7 @@ from qpeft.errors import ConfigError, DataError, DataWarning
 from qpeft_lab import revisions
 from qpeft_lab.data.labelled import collect_labels, label_name, load_labelled_texts
 from qpeft_lab.data.sources import content_hash, load_examples, load_rows
+from qpeft_lab.data.text import TEMPLATES, _render_chat
 from qpeft_lab.files import parse_yaml
 from qpeft_lab.settings import RunSettings
 
@@ -224,3 +225,30 @@ def test_rollback_brings_back_the_classes_of_the_weights(user):
     (folder / "task.json").write_text("new classes")
     revisions.restore(folder, old)
     assert (folder / "task.json").read_text() == "old classes"
+
+
+def test_revisions_of_the_present_folder_are_listed(user, qpeft_cli, monkeypatch):
+    folder, old = user
+    revisions.keep(folder, old)
+    (folder / WEIGHTS).write_text("new")
+    monkeypatch.chdir(folder)
+    assert old in qpeft_cli("rollback .", code=0).output
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_end_mark_of_an_earlier_answer_that_a_template_strips_is_learned(tokenizer, end):
+    answer = "{% if m.role == 'assistant' and not loop.last %}[{{ m.content.strip() }}|"
+    template = "{% for m in messages %}" + answer + "{% else %}[{{ m.content }}|{% endif %}"
+    tokenizer.chat_template = template + "{% endfor %}{% if add_generation_prompt %}[{% endif %}"
+    turns = [("user", "u"), ("assistant", f"a{end}"), ("user", "v"), ("assistant", f"b{end}")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    text, spans = _render_chat(messages, tokenizer)
+    assert text[slice(*spans[0])] == "a|"
+
+
+def test_conversation_that_begins_with_the_assistant_is_read(tokenizer):
+    tokenizer.chat_template = TEMPLATES["chatml"]
+    turns = [("assistant", "a"), ("user", "u"), ("assistant", "b")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    text, spans = _render_chat(messages, tokenizer)
+    assert [text[slice(*span)][:1] for span in spans] == ["a", "b"]

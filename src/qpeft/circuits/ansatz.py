@@ -320,6 +320,12 @@ def _circuit(
     with errors_as(f"{ansatz}: its functions raised", QpeftError):
         shape, layers = family(ansatz.n_qubits, ansatz.n_layers)
         layers = tuple(map(tuple, layers))
+        again = family(ansatz.n_qubits, ansatz.n_layers)
+        if (shape, layers) != (again[0], tuple(map(tuple, again[1]))):
+            raise ConfigError(
+                f"{ansatz}: its functions return other gates in another call; they may depend on"
+                " their arguments alone, so draw what is random once, from a fixed seed"
+            )
         problem = _problem(ansatz.n_qubits, shape, [*chain.from_iterable(layers)])
         if problem is not None:
             raise ConfigError(f"{ansatz}: {problem}")

@@ -189,8 +189,13 @@ def load(
             )
         host = getattr(config, "host", None) or {}  # of an attached adapter
         check_patterns(base, vars(config) | host)
-        options = {"config": config, "is_trainable": is_trainable, **options}
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)  # type: ignore[arg-type]
+        if hasattr(tuner, "load_folder"):
+            for option in options.keys() - {"adapter_name"}:
+                raise ConfigError(
+                    f"{option} has no meaning for an adapter of `qpeft.attach`; leave it out"
+                )
+        options = {"config": config, "is_trainable": is_trainable, **options}
         if hasattr(tuner, "load_folder"):  # PEFT alone cannot build an attached adapter
             model = tuner.load_folder(base, folder, **options)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ def rollback(
     from qpeft_lab import revisions
 
     folder = Path(adapter)
+    if folder.name in ("", ".."):  # such as `.`, which has no name that revisions could have
+        folder = Path(os.path.abspath(folder))  # noqa: PTH100 (does not follow a link)
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give that of an adapter, such as users/ana")
     if to is not None:

@@ -336,10 +336,11 @@ def _render_chat(
     for n, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = render(messages[:n], opened=True)
+        # a template may fail without a message
+        before = render(messages[:n], opened=True) if n else ""
         after = render(messages[: n + 1])
         start, end = (_common(text, part) for part in (before, after))
-        if start < len(before):
+        if n == 0 or start < len(before):
             # the template opens more than the conversation has here, such as a reasoning; the answer
             # may begin with the same characters
             changed = {**message, "content": "\0" + message["content"]}
@@ -357,7 +358,7 @@ def _render_chat(
                     f" conversation continues, for the messages {shorten(str(messages), 80)}, so their"
                     " place is unknown; give the columns prompt and completion"
                 )
-            end_mark = after[render([*messages[:n], marked]).rfind("\0") :]
+            _, _, end_mark = render([*messages[:n], marked]).rpartition("\0")
             end += _common(text[end:], end_mark)
         spans.append((start, _end_of_turn(text, start, end, message, tokenizer)))
     return text, spans

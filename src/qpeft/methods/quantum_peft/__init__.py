@@ -99,8 +99,8 @@ class QuantumPeftGeneratorConfig:
     )
     frame_rank: int = option(
         32,
-        "Directions in a frame, reduced to the largest power of two that fits the matrix. Family"
-        " core takes r directions.",
+        "Directions in a frame, reduced to the largest power of two that fits the matrix, and 32 to"
+        " those of a smaller frame file. Family core takes r directions.",
         at_least=1,
         used_with={"frame": _FRAMES},
     )
