@@ -117,7 +117,7 @@ def test_loop_inside_of_the_windows_of_another_model_has_gradients(make, ids, se
 def test_window_whose_last_micro_batch_has_no_backward_pass_is_named(
     make, ids, set_sync, monkeypatch, is_fp16
 ):
-    """As where a loop leaves out a loss that is NaN: clipping at the end sees nothing."""
+    """As where a loop leaves out a loss that is NaN."""
     monkeypatch.setitem(
         AcceleratorState._shared_state, "_mixed_precision", "fp16" if is_fp16 else "no"
     )

@@ -895,7 +895,7 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
         consequence = (
             "with fp16 they are scaled, so this step is made without them"
             if _is_scaled()
-            else "they became complete only in this step, so clipping before it did not see them"
+            else "they became complete only in this step"
         )
         warnings.warn(
             QpeftWarning(
