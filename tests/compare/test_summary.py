@@ -5,6 +5,7 @@ import pytest
 from published_study import drop_rows, edit_rows, edit_study, score_classes, stored_rows
 
 from qpeft.errors import CheckpointError, InputError
+from qpeft_lab.compare.report import results
 from qpeft_lab.compare.stats import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
 from qpeft_lab.compare.summary import _answers, load, publish
 
@@ -56,7 +57,7 @@ def test_answers_say_first_what_most_methods_are_for(study_folder):
     assert (
         compared
         == "Full fine-tuning is better than LoRA r=8; DoRA r=8 is not shown to differ; QPA and QAA"
-        " are worse; prefix tuning is without a verdict, with fewer than 3 seeds."
+        " are worse; prefix tuning is without a verdict, with fewer than 3 seeds to compare."
     )
     assert at_size.startswith("At the size of QAA: ")
     assert controls == "QAA's offset alone is better than QAA."
@@ -113,6 +114,8 @@ def test_failures_are_reported_and_favored_by_no_verdict(study_folder):
     # also a correlation of equal predictions
     edit_rows(study_folder, lambda row: row.update(test_loss=None), "bottleneck", "seed2")
     assert load(study_folder)["bottleneck"].has_failures
+    assert load(study_folder)["bottleneck"].lost == "1 without the metric"
+    assert "1 without the metric" in set(results(load(study_folder)).frame["Remarks"])
     assert "2 of 120 runs are missing" in limits
 
 

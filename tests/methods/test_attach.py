@@ -292,6 +292,13 @@ def test_damaged_folder_changes_nothing(llama, tmp_path, damage, named):
     assert not any("lora" in name for name, _ in llama.named_modules())
 
 
+@pytest.mark.parametrize("option", ["low_cpu_mem_usage", "autocast_adapter_dtype"])
+def test_option_of_peft_that_would_be_ignored_is_refused(llama, tmp_path, option):
+    qpeft.save(attached(copy.deepcopy(llama), LORA), tmp_path)
+    with pytest.raises(ConfigError, match=f"{option} has no meaning"):
+        qpeft.load(llama, tmp_path, **{option: True})
+
+
 def test_folder_of_a_host_with_another_scale_is_refused(llama, tmp_path):
     """PEFT would read the values alone, and scale them as before."""
     of_8, of_32 = (LoraConfig(r=2, lora_alpha=alpha) for alpha in (8, 32))

@@ -406,10 +406,26 @@ def test_head_of_the_base_is_kept_for_its_classes_and_replaced_for_others(settin
     assert same.score(same.model).loss == pytest.approx(first.after.loss, rel=1e-6)
 
     renamed = bars(tmp_path / "other.parquet", 96, names=("x", "y", "z"))
-    other = read(IMAGES, model=str(first.exported), data=str(renamed), eval_data=None)
+    with pytest.warns(UserWarning, match="has x, y, z: a new head replaces it"):
+        other = read(IMAGES, model=str(first.exported), data=str(renamed), eval_data=None)
     assert same.has_new_head is False
     assert other.has_new_head is True
     assert not torch.equal(other.model.classifier.weight, own)
+
+
+def test_head_without_names_is_kept_for_classes_that_are_indices(settings, read, tmp_path):
+    first = train(settings(IMAGES, "first", method="full", steps=2))
+    stock = AutoModelForImageClassification.from_pretrained(first.exported)
+    stock.config.id2label = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}  # as transformers writes
+    stock.config.label2id = {name: index for index, name in stock.config.id2label.items()}
+    stock.save_pretrained(first.exported)
+    indices = bars(tmp_path / "indices.parquet", 96, names=("0", "1", "2"))
+
+    task = read(IMAGES, model=str(first.exported), data=str(indices), eval_data=None)
+
+    assert task.has_new_head is False
+    assert task.labels == ("0", "1", "2")
+    assert torch.equal(task.model.classifier.weight, stock.classifier.weight)
 
 
 def test_heads_of_other_families_are_found():

@@ -267,3 +267,30 @@ def test_second_adapter_of_all_maps_next_to_a_trained_head_is_loaded(tmp_path, c
     torch.testing.assert_close(loaded(ids).logits, expected)
     alone = get_peft_model(base(), settings()).base_model.targeted_module_names
     assert {*loaded.base_model.targeted_module_names} == {*alone}
+
+
+# -- copies of single tensors, as weight averaging and best checkpoints make them
+
+
+@pytest.mark.parametrize("is_evaluated", [True, False])
+@pytest.mark.parametrize("name", ["lora", *GENERATED, "attached to lora"])
+def test_tensor_of_a_layer_is_copied_with_its_values(llama, ids, adapters, name, is_evaluated):
+    model = move(variant_of(name).adapt(llama))
+    if is_evaluated:
+        model(ids)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    tensors = {
+        key: part["default"].weight for key, part in (("a", layer.lora_A), ("b", layer.lora_B))
+    }
+
+    copies = copy.deepcopy(tensors)
+    expected = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+    before = adapters.logits(model, ids)
+    for copied in copies.values():
+        copied.data.zero_()  # which is no tensor of the model
+
+    assert all(tensor.any() for tensor in expected.values())
+    assert torch.equal(adapters.logits(model, ids), before)
+    again = copy.deepcopy(tensors)
+    for key, tensor in expected.items():
+        assert torch.equal(again[key], tensor)

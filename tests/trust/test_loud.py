@@ -229,6 +229,31 @@ def test_states_of_several_models_are_averaged(llama, ids, adapters, tmp_path, n
     assert_close(adapters.logits(loaded, ids), adapters.logits(models[2], ids))
 
 
+@pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
+@pytest.mark.parametrize("n", [3, 64, 100])
+@pytest.mark.parametrize("name", ["qpa", "quic, 1"])
+def test_states_that_are_added_and_then_divided_are_averaged(llama, name, n):
+    """The loop of most examples: in bytes the sum of the fingerprints is one modulo 256."""
+    models = [move(VARIANTS[name].adapt(copy.deepcopy(llama)), seed) for seed in (0, 1)]
+    states = [get_peft_model_state_dict(models[index % 2]) for index in range(n)]
+    mean = {key: tensor.clone() for key, tensor in states[0].items()}
+    for state in states[1:]:
+        for key in mean:
+            mean[key] += state[key]
+    mean = {key: total / n for key, total in mean.items()}
+    expected = [
+        (a * (n - n // 2) + b * (n // 2)) / n for a, b in zip(*map(trained, models), strict=True)
+    ]
+
+    set_peft_model_state_dict(models[1], mean)
+
+    for parameter, wanted in zip(trained(models[1]), expected, strict=True):
+        assert_close(parameter, wanted)
+    other = VARIANTS[name].adapt(copy.deepcopy(llama), seed=9)
+    with pytest.raises(CheckpointError, match="other initial values or settings"):
+        set_peft_model_state_dict(other, mean)
+
+
 @pytest.mark.parametrize("adapted", ["quantum_peft"], indirect=True)
 def test_averaged_bytes_are_refused(adapted):
     state = {key: t.double() for key, t in get_peft_model_state_dict(adapted).items()}

@@ -168,8 +168,8 @@ def load(
     Raises:
         CheckpointError: a file is missing, damaged, foreign, or made for another model; or `base`
             has other weights and the adapter acts in frames of its base model.
-        ConfigError: `base` is no model, there is no file `frames`, or `from_pretrained` has no such
-            option.
+        ConfigError: `base` is no model, there is no file `frames` or the adapter refers to none, or
+            `from_pretrained` has no such option.
     """
     check_model(base)
     own = inspect.signature(PeftModel.from_pretrained).parameters.keys() - _NOT_OF_LOAD
@@ -225,7 +225,7 @@ def read_config(folder: Path, frames: str | Path | None = None) -> PeftConfig:
 
     Raises:
         CheckpointError: a file is damaged, missing or foreign, or a field of the config is invalid.
-        ConfigError: there is no file `frames`.
+        ConfigError: there is no file `frames`, or the adapter refers to none.
     """
     content, file = with_frame_settings(check_folder(folder), folder, frames)
     config: Any = config_of(content, folder / CONFIG)

@@ -238,11 +238,16 @@ def with_frame_settings(
     The file is `given`, or it is searched for in the adapter's `folder`, and in two above.
 
     Raises CheckpointError, with its name and hash, if it is missing or another one; ConfigError if
-    `given` is missing.
+    `given` is missing, or the adapter refers to none.
     """
     name = content.get("frames")
     sha256 = content.get("frames_sha256")
     if sha256 is None:
+        if given is not None:
+            raise ConfigError(
+                f"the adapter at {folder} refers to no frame file, so {given} has no meaning for it;"
+                " leave frames out"
+            )
         return WithFrames(content, None)
     searched = [folder.absolute(), *folder.absolute().parents][: FOUND_ABOVE + 1]
     near = [place / Path(str(name)).name for place in searched]

@@ -90,17 +90,24 @@ class Result:
 
     @property
     def lost(self) -> str:
-        """ "1 diverged, 2 missing"."""
+        """ "1 diverged, 2 missing": the seeds that are not in the means."""
         counts = Counter(status for status in self.statuses.values() if status != "success")
+        if self._n_without_metric:
+            counts["without the metric"] = self._n_without_metric
         return ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
 
     @property
-    def has_failures(self) -> bool:
-        """Whether a seed failed or diverged, or lacks the metric that others have, such as a
-        correlation with equal predictions.
+    def _n_without_metric(self) -> int:
+        """Seeds that ran and lack the metric that others have, such as a correlation with equal
+        predictions.
         """
-        lacks_metric = self.metric is not None and len(self.metric.values) < len(self.successes)
-        return lacks_metric or bool(set(self.statuses.values()) - {"success", MISSING})
+        return 0 if self.metric is None else len(self.successes.keys() - self.metric.values.keys())
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether a seed failed or diverged, or lacks the metric that others have."""
+        did_not_end = set(self.statuses.values()) - {"success", MISSING}
+        return bool(self._n_without_metric or did_not_end)
 
     @property
     def rows(self) -> list[Row]:
@@ -332,7 +339,7 @@ def _verdicts(results: Sequence[Result], other: str) -> str:
         BETTER: ("better", f"than {other}"),
         NO_DIFFERENCE: ("not shown to differ", f"from {other}"),
         WORSE: ("worse", f"than {other}"),
-        PRELIMINARY: (f"without a verdict, with fewer than {MIN_SEEDS} seeds", ""),
+        PRELIMINARY: (f"without a verdict, with fewer than {MIN_SEEDS} seeds to compare", ""),
     }
     clauses = []
     for verdict, (relation, preposition) in relations.items():

@@ -158,7 +158,7 @@ def load_classifier(
     lacking_in = {
         key: ".".join(names[: 2 if names[0] == body else 1]) for key, names in parts.items()
     }
-    is_for_others = record.labels != class_names(config)
+    is_for_others = not has_head_for(config, record.labels)
     may_lack = () if is_classifier(config) and not is_for_others else head
     base.refuse_lacking(
         model,
@@ -214,6 +214,16 @@ def _auto_class(task: str) -> Any:
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:
     """The class names in a config, in the order of their indices."""
     return tuple(name for _, name in sorted((config.id2label or {}).items()))
+
+
+def has_head_for(config: PretrainedConfig, labels: Sequence[str]) -> bool:
+    """Whether the classes in a config are `labels`, in this order. LABEL_0, LABEL_1, ... are
+    transformers' names of classes that have none: then these are the indices, "0", "1", ...
+    """
+    names = class_names(config)
+    indices = range(len(names))
+    unnamed = tuple(f"LABEL_{index}" for index in indices)
+    return tuple(labels) == names or (names == unnamed and [*labels] == [*map(str, indices)])
 
 
 def is_classifier(config: PretrainedConfig) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -238,6 +239,23 @@ class Classification(Task):
             s.model, s.dtype, self.record(), s.seed, s.trust_remote_code
         )
         model, self.head, self.has_new_head = loaded
+        own = class_names(self.config)
+        # of a head for another number of classes it is plain that it cannot be kept
+        if (
+            self.has_new_head
+            and classifier.is_classifier(self.config)
+            and len(own) == len(self.labels)
+        ):
+            kept, new = (
+                ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+                for names in (own, self.labels)
+            )
+            warnings.warn(
+                f"the base's head is for the classes {kept}, the data has {new}: a new head replaces"
+                " it, initialized from the seed; to continue from the base's head, give the classes"
+                " of the data its names",
+                stacklevel=2,
+            )
         return model
 
     def score(

@@ -257,6 +257,17 @@ def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids
     assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
 
 
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_frame_file_for_an_adapter_that_refers_to_none_is_refused(
+    llama, ids, frames, tmp_path, is_missing
+):
+    given = tmp_path / "none.safetensors" if is_missing else frames
+    qpeft.save(fitted(llama, ids), tmp_path / "users" / "a")  # with its frames inside
+    for loads, place in ((qpeft.load, "users/a"), (qpeft.AdapterPool, "users")):
+        with pytest.raises(ConfigError, match="refers to no frame file"):
+            loads(copy.deepcopy(llama), tmp_path / place, frames=given)
+
+
 @pytest.mark.parametrize("factor", [-1, 1.001])
 def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path, factor):
     qpeft.save(referring(llama, frames), tmp_path / "a")

@@ -245,6 +245,8 @@ NOTHING = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
         ([{"inputs_embeds": torch.zeros(1, 3, 16)}], DataError, "no loss for batch"),
         ({"input_ids": IDS}, DataError, "list of dicts"),
         ([IDS], DataError, "list of dicts"),
+        ([{"input_ids": IDS.tolist()}], DataError, "return_tensors='pt'"),
+        ([{"input_ids": IDS[0]}], DataError, "return_tensors='pt'"),
         ([{"input_ids": IDS}, NOTHING], TrainingError, "batch 2"),
     ],
 )

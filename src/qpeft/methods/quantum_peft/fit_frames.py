@@ -45,7 +45,7 @@ def fit_frames(
     Raises:
         ConfigError: no adapter needs a fit, or the adapter is merged, or `save_to` exists, or is
             given for several adapters or an attached one.
-        DataError: no batch, or one without a loss.
+        DataError: no batch, one without a loss, or `input_ids` that are no tensor (sequences, tokens).
         TrainingError: a loss or gradient is not finite, or the loss does not depend on an adapted
             module.
     """
@@ -213,6 +213,12 @@ def _loss(model: Any, batch: Mapping[str, Any], n: int) -> Tensor:
     if not isinstance(batch, Mapping):
         raise DataError(
             f"batch {n} of fit_frames is no dict; give a list of dicts such as {{'input_ids': ids}}"
+        )
+    ids = batch.get("input_ids")
+    if ids is not None and getattr(ids, "ndim", 0) < 2:
+        raise DataError(
+            f"input_ids of batch {n} of fit_frames are no tensor (sequences, tokens); give what"
+            " tokenizer(text, return_tensors='pt') gives"
         )
     device = next(model.parameters()).device
     inputs = {
