@@ -367,6 +367,34 @@ def test_hooks_of_parameters_see_whole_gradients_or_none(
         torch.testing.assert_close(found[id(mine)], other.grad, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # as torch imports it
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_torchs_optimizer_in_the_backward_pass_steps_with_whole_gradients_or_none(
+    make, batch, use_reentrant
+):
+    """It hangs on the accumulator nodes, of whose hooks PyTorch tells nobody."""
+    model = make().train()
+    expected = copy.deepcopy(model)
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    in_backward = pytest.importorskip("torch.distributed.optim")._apply_optimizer_in_backward
+    in_backward(torch.optim.SGD, trained(model), {"lr": 0.1})
+    optimizer = torch.optim.SGD(trained(expected), lr=0.1)
+    loss = model(**batch).loss
+    if use_reentrant and holder_of(model) is not None:
+        with pytest.raises(RuntimeError, match="partial gradient for each segment"):
+            loss.backward()
+        return
+    for _ in range(2):
+        loss.backward()
+        expected(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+    for mine, other in zip(trained(model), trained(expected), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpoint_around_the_whole_model_gives_the_same_gradients(make, batch, use_reentrant):
     """The evaluation is not a part of what the checkpoint computes again."""

@@ -752,7 +752,12 @@ def _trained(parameters: Iterable[Tensor]) -> list[bool]:
 
 
 def _has_hooks(parameter: Any) -> bool:
-    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+    """Whether somebody wants the gradient within the backward pass, as far as PyTorch tells: not by
+    a hook of the accumulator node.
+    """
+    # the optimizers of torch.distributed.optim._apply_optimizer_in_backward, by such a hook
+    optimizers = getattr(parameter, "_in_backward_optimizers", None)
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks or optimizers)
 
 
 @contextmanager
