@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from qpeft.errors import ConfigError, InputError, needs
 from qpeft.files import file_hash
@@ -21,6 +22,7 @@ from qpeft_lab.user_files import explain_missing, looks_like_path
 Loaded = TypeVar("Loaded")
 
 _LONGEST_DEFAULT = 512
+_OTHER_ENCODERS = {"bert-generation", "xlnet"}  # without a class for masked tokens
 _ADAPTER = "adapter_config.json"
 # suffixes of weights, configs, tokenizers and code
 _LOADED = {
@@ -205,6 +207,24 @@ def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 
             f"seq_len={seq_len} is longer than the model's context of {context} tokens{prefix}"
         )
     return seq_len
+
+
+def check_is_causal(config: PretrainedConfig, model: str) -> None:
+    """Raise InputError for an encoder, which predicts a token from those behind it as well.
+
+    transformers makes a causal language model of it all the same, unless its config says
+    `is_decoder`, and the loss of such a model comes near 0, whatever the text.
+    """
+    predicts_masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    is_encoder = predicts_masked or config.model_type in _OTHER_ENCODERS
+    # XLM's name for it is `causal`
+    is_causal = any(getattr(config, name, False) for name in ("is_decoder", "causal"))
+    if is_encoder and not config.is_encoder_decoder and not is_causal:
+        raise InputError(
+            f"{model} is an encoder ({config.model_type}), which sees the tokens that it would have"
+            " to predict, so it is no language model; name a decoder such as GPT-2 or Llama, or"
+            " for labelled data --task text-classification"
+        )
 
 
 def check_vocabulary(texts: Iterable[np.ndarray], config: PretrainedConfig) -> None:

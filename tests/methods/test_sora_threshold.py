@@ -43,6 +43,74 @@ def test_soft_threshold_follows_the_step_of_the_optimizer_once():
     assert (gate_of(model) == 0).sum() == 2
 
 
+def train(model, optimizer, step):
+    """Twelve steps; returns how many gates are zero."""
+    inputs = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        step(lambda: model(inputs).square().sum().backward())
+    return int((gate_of(model) == 0).sum())
+
+
+def sgd(model):
+    return torch.optim.SGD(qpeft.param_groups(model, lr=0.01))
+
+
+def sharpness_aware(optimizer):
+    """The two steps of SAM: up by the gradient, and with the gradient there from where it was."""
+
+    def step(backward):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(p.grad, alpha=1e-3)
+        optimizer.zero_grad()
+        backward()
+        with torch.no_grad():
+            for p, value in zip(parameters, before, strict=True):
+                p.copy_(value)
+        optimizer.step()
+
+    return step
+
+
+@pytest.mark.filterwarnings("error")
+def test_gates_become_zero_under_the_inner_optimizer_of_sam():
+    model = tiny(shrink_budget=5.0)
+    inner = sgd(model)
+    attach(inner, model, steps=12)
+    assert train(model, inner, sharpness_aware(inner)) == 5
+
+
+def test_optimizer_that_does_not_step_itself_is_named():
+    model = tiny(shrink_budget=5.0)
+    inner = sgd(model)
+    attach(sgd(model), model, steps=12)  # as SAM's own, whose first_step and second_step are called
+    with pytest.warns(QpeftWarning, match="does not step, so no gate will become zero") as warned:
+        assert train(model, inner, sharpness_aware(inner)) == 0
+    assert len(warned) == 1
+
+
+def test_weights_that_undo_the_threshold_are_named():
+    """As those of Lookahead."""
+    model = tiny(shrink_budget=5.0)
+    optimizer = sgd(model)
+    slow = [p.detach().clone() for p in model.parameters()]
+
+    def step(_):
+        optimizer.step()
+        with torch.no_grad():
+            for mean, p in zip(slow, model.parameters(), strict=True):
+                p.copy_(mean.lerp_(p, 0.5))
+
+    attach(optimizer, model, steps=12)
+    with pytest.warns(QpeftWarning, match="such as Lookahead, undoes the threshold") as warned:
+        assert train(model, optimizer, step) == 0
+    assert len(warned) == 1
+
+
 def test_schedule_that_cannot_be_evaluated_in_advance_needs_sparse_lambda():
     def on(model):
         optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -109,10 +177,7 @@ def test_gates_of_an_adapter_that_was_frozen_since_do_not_shrink():
     assert not torch.equal(gates["other"], before["other"])
 
 
-sgd = torch.optim.SGD
-
-
-class ScheduleFree(sgd):
+class ScheduleFree(torch.optim.SGD):
     """As those of the package schedulefree, with weights of its own for evaluation."""
 
     def eval(self):
@@ -127,7 +192,7 @@ REFUSED = {  # (model, optimizer, arguments), and what the message names
         "weight_decay",
     ),
     "not in the optimizer": (
-        lambda m: sgd([torch.zeros(1, requires_grad=True)]),
+        lambda m: torch.optim.SGD([torch.zeros(1, requires_grad=True)]),
         {},
         {"steps": 5},
         "param_groups",
@@ -138,15 +203,15 @@ REFUSED = {  # (model, optimizer, arguments), and what the message names
         {"steps": 5},
         "of its own",
     ),
-    "no steps": (lambda m: sgd(m.parameters(), lr=0.1), {}, {}, "steps"),
+    "no steps": (lambda m: torch.optim.SGD(m.parameters(), lr=0.1), {}, {}, "steps"),
     "rate 0": (
-        lambda m: sgd(m.parameters(), lr=0.0),
+        lambda m: torch.optim.SGD(m.parameters(), lr=0.0),
         {},
         {"steps": 5},
         "zero over the whole schedule",
     ),
     "frozen": (
-        lambda m: sgd([torch.zeros(1)]),
+        lambda m: torch.optim.SGD([torch.zeros(1)]),
         {"inference_mode": True},
         {"steps": 5},
         "is_trainable",

@@ -9,10 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import gpt2, llama
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qpeft.errors import InputError
-from qpeft_lab.base_model import fingerprint, load, load_model, load_tokenizer
+from qpeft_lab.base_model import (
+    check_is_causal,
+    fingerprint,
+    load,
+    load_model,
+    load_tokenizer,
+)
 from qpeft_lab.training.classifier import TaskRecord, load_classifier
 
 WEIGHTS = "model.safetensors"
@@ -97,6 +103,32 @@ def test_damaged_base_is_refused(save, kind, damage, name):
         InputError, match="copy or download it again" if damage is cut_off else name
     ):
         load()
+
+
+CAUSAL = AutoModelForCausalLM._model_mapping
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm", "bert-generation"])
+def test_encoder_is_no_language_model(kind):
+    """Of each the logits of the first token depend on the second, unless the config says otherwise."""
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "emb_dim": 8}
+    small |= {"vocab_size": 9, "n_words": 9, "n_heads": 2, "n_layers": 1, "intermediate_size": 8}
+    for is_causal in (False, True):
+        config = AutoConfig.for_model(kind, **small, is_decoder=is_causal, causal=is_causal)
+        model = CAUSAL[type(config)](config).eval()
+        with torch.no_grad():
+            first = model(torch.tensor([[5, 6], [5, 7]])).logits[:, 0]
+        assert torch.equal(*first) == is_causal
+        if is_causal:
+            check_is_causal(config, "base")
+        else:
+            with pytest.raises(InputError, match=f"base is an encoder .{kind}., .* name a decoder"):
+                check_is_causal(config, "base")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mamba", "gemma2", "bart", "modernbert-decoder"])
+def test_decoders_are_language_models(kind):
+    check_is_causal(AutoConfig.for_model(kind), "base")
 
 
 class Code:

@@ -303,6 +303,11 @@ def test_unusable_folder_is_refused(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process"):
         train(settings())
+    monkeypatch.delenv("WORLD_SIZE")
+    # as by accelerate launch --mixed_precision
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ConfigError, match="ACCELERATE_MIXED_PRECISION=bf16 is set"):
+        train(settings())
 
 
 DAMAGES = {

@@ -84,6 +84,25 @@ def test_no_micro_batch_is_lost_by_what_happens_between(make, ids, set_sync, act
     assert_gradients(model, expected)
 
 
+@pytest.mark.parametrize("of_one", [True, False])
+def test_gradient_that_is_written_between_micro_batches_replaces_the_waiting_one(
+    make, ids, set_sync, of_one
+):
+    """As in gradient surgery, with noise for privacy, or a gradient that was received."""
+    model, expected = make(), make()
+    for each, syncs in ((model, False), (expected, True)):
+        set_sync(syncs)
+        loss(each, ids[:1]).backward()
+        for parameter in trained(each)[: 1 if of_one else None]:
+            parameter.grad = torch.full_like(parameter, 0.01)
+        if each is model:
+            assert (torch.Tensor.grad.__get__(trained(each)[0]) == 0.01).all()
+        set_sync(True)
+        loss(each, ids[1:]).backward()
+
+    assert_gradients(model, expected)
+
+
 def gradients_of_a_loop(model, ids, n_steps=3, before_step=lambda step: None):
     """Those behind the first step."""
     optimizer = torch.optim.SGD(trained(model), lr=0.1)

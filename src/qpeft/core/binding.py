@@ -222,13 +222,18 @@ class WaitingParameter(nn.Parameter):
     @property
     def grad(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
         """The gradient of all backward passes so far."""
-        for binding in _live_of([self]):
-            binding.flush()
+        self._complete()
         return _present_grad(self)
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
+        if value is not None:  # it replaces this gradient, and those of the others count
+            self._complete()
         _GRAD.__set__(self, value)
+
+    def _complete(self) -> None:
+        for binding in _live_of([self]):
+            binding.flush()
 
     @grad.deleter
     def grad(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -343,7 +343,7 @@ def _score_answers(
     settings: RunSettings, trained: Trained, decoding: Decoding, encoder: Path | None
 ) -> Answer:
     """The scores of the answers of the base and, with an adapter, of the adapted model."""
-    from qpeft_lab.base_model import load_model, load_tokenizer
+    from qpeft_lab.base_model import check_is_causal, load_config, load_model, load_tokenizer
     from qpeft_lab.data.sources import load_examples
     from qpeft_lab.data.text import answered_prompts, note_unused_template, read_template
     from qpeft_lab.metrics import score_texts
@@ -355,6 +355,7 @@ def _score_answers(
     decoding.check()
     if encoder is not None:
         encoder_layers(encoder)
+    check_is_causal(load_config(settings.model, settings.trust_remote_code), settings.model)
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
     if settings.chat_template is not None:
         tokenizer.chat_template = read_template(settings.chat_template)

@@ -68,7 +68,7 @@ def generate(
         import torch
 
         import qpeft
-        from qpeft_lab.base_model import load_model, load_tokenizer
+        from qpeft_lab.base_model import check_is_causal, load_config, load_model, load_tokenizer
         from qpeft_lab.data.text import as_chat, read_template
         from qpeft_lab.training.classifier import read_record
         from qpeft_lab.training.generate import generate_texts
@@ -79,6 +79,7 @@ def generate(
                 f"{folder} is an adapter for labelled data, which generates no text; use qpeft"
                 " evaluate"
             )
+        check_is_causal(load_config(base_name, source.trust_remote_code), base_name)
         tokenizer = load_tokenizer(base_name, source.trust_remote_code)
         if template is not None:
             tokenizer.chat_template = read_template(template)

@@ -73,6 +73,12 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
         raise ConfigError(
             "a run folder belongs to one process; start it without torchrun or accelerate launch"
         )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no":  # transformers' Trainer follows it, and no record or score would say so
+        raise ConfigError(
+            f"ACCELERATE_MIXED_PRECISION={precision} is set, as by accelerate launch; a run trains"
+            " and scores in float32 over a base of --dtype: unset it"
+        )
     config, generator = build_configs(settings)
     check_memory(settings, config, generator)
     if task is None:

@@ -77,7 +77,9 @@ class Task(ABC):
         self.settings = settings
         self.kind = TASKS[settings.task]
         self.config: PretrainedConfig = base.load_config(settings.model, settings.trust_remote_code)
-        if not self.kind.is_language_model:
+        if self.kind.is_language_model:
+            base.check_is_causal(self.config, settings.model)
+        else:
             classifier.check_can_classify(self.config, settings.task)
         self.processor = load_processor(settings.model, settings.task, settings.trust_remote_code)
         self._read(reserved, labels)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from peft import LoraConfig
@@ -150,9 +150,33 @@ class SoRAGenerator(Generator):
         return Ranks(left.tensors, left.by_module or self.ranks)
 
 
+class Waiting:
+    """A hook on an optimizer that has not stepped yet.
+
+    Args:
+        gates: Those that the hook will shrink.
+    """
+
+    def __init__(self, gates: Tensor) -> None:
+        self._seen = gates.detach().clone()
+        self._n_changes = 0
+
+    def is_passed_over(self, gates: Tensor) -> bool:
+        """Whether the gates were changed so often that something else steps; called before each
+        forward pass.
+
+        A checkpoint that is loaded changes them once, and so does SAM before its first step.
+        """
+        if not torch.equal(gates, self._seen):
+            self._seen = gates.detach().clone()
+            self._n_changes += 1
+        return self._n_changes > 2
+
+
 # The generators whose gates an optimizer's hook shrinks, or whose user was warned. It is not
 # recorded in the generator, because a copy of that has no hook.
 SHRUNK: WeakSet[nn.Module] = WeakSet()
+WAITING: WeakKeyDictionary[nn.Module, Waiting] = WeakKeyDictionary()
 
 
 class SoRAModel(GeneratedMixin, LoraModel):
@@ -170,8 +194,18 @@ class SoRAModel(GeneratedMixin, LoraModel):
             return
         for name, generator in self.generators.items():
             config: Any = self.peft_config[name]
-            is_trained = generator.gates.requires_grad  # type: ignore[union-attr]
+            gates: Any = generator.gates
+            is_trained = gates.requires_grad
             is_wanted = config.sparse_lambda or config.shrink_budget
+            waiting = WAITING.get(generator)
+            if is_trained and waiting is not None and waiting.is_passed_over(gates):
+                del WAITING[generator]  # warn once
+                text = (
+                    "SoRA: something else than the optimizer of SoRACallback changes the gates, and"
+                    " that one does not step, so no gate will become zero. Attach the callback to"
+                    " the optimizer that steps: of SAM, optimizer.base_optimizer"
+                )
+                warnings.warn(QpeftWarning(text), stacklevel=2)
             if is_trained and is_wanted and generator not in SHRUNK:
                 SHRUNK.add(generator)  # warn once
                 text = (

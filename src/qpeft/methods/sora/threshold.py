@@ -10,6 +10,7 @@ in a resumed run, which thus ends with the gates of an uninterrupted one.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from qpeft.core.replication import n_processes
-from qpeft.errors import ConfigError
-from qpeft.methods.sora.model import SHRUNK, SoRAModel
+from qpeft.errors import ConfigError, QpeftWarning
+from qpeft.methods.sora.model import SHRUNK, WAITING, SoRAModel, Waiting
 
 
 class SoRACallback(TrainerCallback):
@@ -41,8 +42,9 @@ class SoRACallback(TrainerCallback):
         called.
 
         Args:
-            optimizer: A torch optimizer, also from accelerate's `prepare`, but none that keeps
-                parameters of its own, such as a schedule-free one.
+            optimizer: The torch optimizer that steps, also from accelerate's `prepare`: of SAM its
+                `base_optimizer`. None that keeps parameters of its own, such as Lookahead or a
+                schedule-free one.
             model: The PeftModel, wrapped or not.
             steps: Optimizer steps of the whole run, including those before a resume. Required with
                 `shrink_budget`.
@@ -52,6 +54,9 @@ class SoRACallback(TrainerCallback):
         Raises:
             ConfigError: no gates to train, gates outside the optimizer or with weight decay,
                 another schedule, or a schedule-free optimizer.
+
+        Warns with QpeftWarning if something else changes the gates and the optimizer does not step,
+        or if gates that were zero change between its steps.
         """
         hook = cls()
         hook._begin(optimizer, model, steps, schedule)
@@ -85,14 +90,35 @@ class SoRACallback(TrainerCallback):
         self._group = _group_of(optimizer, {id(gates) for gates, _ in self._gates})
         for _, config in self._gates:
             config.sora_lambda = _lambda(config, optimizer, self._group, steps, schedule)
-        for key, hook in list(optimizer._optimizer_step_post_hooks.items()):
+        for hook in list(optimizer._optimizer_step_post_hooks.values()):
             if isinstance(hook, SoRACallback):  # of an interrupted run; two would shrink twice
-                del optimizer._optimizer_step_post_hooks[key]
-        self._handle = optimizer.register_step_post_hook(self)
+                hook.remove()
+        self._left: list[Tensor] = []  # the gates after the last threshold
+        self._handles = [
+            optimizer.register_step_pre_hook(self._warn_of_undone),
+            optimizer.register_step_post_hook(self),
+        ]
         SHRUNK.update(self._generators)
+        WAITING.update({generator: Waiting(generator.gates) for generator in self._generators})
+
+    @torch.no_grad()
+    def _warn_of_undone(self, *_: Any) -> None:
+        """Warn once if gates that the threshold has made zero are not zero any more."""
+        pairs = zip(self._left, self._gates, strict=False)  # none before the first step
+        if any(((left == 0) & (gates != 0)).any() for left, (gates, _) in pairs):
+            warnings.warn(
+                "SoRA: gates that were zero were changed between two optimizer steps. What keeps"
+                " parameters of its own, such as Lookahead, undoes the threshold so, and no gate"
+                " will stay zero: take another optimizer. A checkpoint that was loaded does so once",
+                QpeftWarning,
+                stacklevel=2,
+            )
+            self._handles[0].remove()
 
     @torch.no_grad()
     def __call__(self, optimizer: Any, *_: Any) -> None:
+        for generator in self._generators:
+            WAITING.pop(generator, None)
         # a gradient scaler makes a fused optimizer skip the step
         skipped = getattr(optimizer, "found_inf", None)
         if isinstance(skipped, Tensor) and skipped.item():
@@ -101,11 +127,15 @@ class SoRACallback(TrainerCallback):
         trained = (pair for pair in self._gates if pair[0].requires_grad)  # not frozen since
         for gates, config in trained:
             gates.copy_(softshrink(gates, learning_rate * config.sora_lambda))
+        self._left = [gates.clone() for gates, _ in self._gates]
 
     def remove(self) -> None:
         """Stop shrinking."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         SHRUNK.difference_update(self._generators)
+        for generator in self._generators:
+            WAITING.pop(generator, None)
 
 
 def _group_of(optimizer: Any, gates: set[int]) -> int:
