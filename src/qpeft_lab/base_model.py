@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -207,6 +208,31 @@ def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 
             f"seq_len={seq_len} is longer than the model's context of {context} tokens{prefix}"
         )
     return seq_len
+
+
+def warn_of_own_tokenizer(folder: Path | None, tokenizer: Any) -> None:
+    """Warn if the folder of an adapter has another tokenizer than its base's, `tokenizer`, which is
+    the one that is used. Trainers save theirs there.
+    """
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    if folder is None or not any((folder / name).is_file() for name in names):
+        return
+    try:
+        own = _tokens(transformers.AutoTokenizer.from_pretrained(str(folder)))
+    except Exception:  # of a class that transformers does not know, or without a file
+        own = None
+    if own != _tokens(tokenizer):
+        warnings.warn(
+            f"{folder} has a tokenizer of its own, which differs from the base's; the base's is used."
+            " If the adapter was trained with its own, put that into a copy of the base's folder,"
+            " and give this as --model",
+            stacklevel=2,
+        )
+
+
+def _tokens(tokenizer: Any) -> tuple[Any, ...]:
+    sample = tokenizer("A sample: it is <b>short</b>.\n").input_ids
+    return tokenizer.get_vocab(), tokenizer.special_tokens_map, sample
 
 
 def check_is_causal(config: PretrainedConfig, model: str) -> None:

@@ -503,3 +503,24 @@ def test_measurements_that_are_not_used_are_named(measure, warns):
 
     with pytest.warns(UserWarning, match="merge_rotations.* not used"):
         from_pennylane(qml.transforms.merge_rotations(circuit), (1,))
+
+
+def test_noise_and_shots_of_a_device_are_named():
+    def circuit(angles):
+        qml.RY(angles[0], wires=0)
+        return qml.probs()
+
+    damping = qml.NoiseModel(
+        {qml.noise.op_eq(qml.RY): qml.noise.partial_wires(qml.PhaseDamping, 0.1)}
+    )
+    exact = qml.device("default.mixed", wires=1)
+    for node, named in (
+        (qml.QNode(circuit, qml.add_noise(exact, damping)), "add_noise.* of its device"),
+        (
+            qml.QNode(circuit, qml.device("default.mixed", wires=1, readout_prob=0.2)),
+            "readout_prob",
+        ),
+        (qml.set_shots(qml.QNode(circuit, exact), 100), "shots=100"),
+    ):
+        with pytest.warns(UserWarning, match=f"{named}.* is not used"):
+            from_pennylane(node, (1,))

@@ -67,6 +67,26 @@ def test_replaced_base_of_a_stock_adapter_in_a_run_is_noted(
     assert "not those of the base on which" in shown()
 
 
+@pytest.mark.usefixtures("verified_here")
+@pytest.mark.parametrize("differs", [True, False])
+def test_tokenizer_of_an_adapter_that_is_not_used_is_noted(
+    qpeft_cli, base_folder, adapter_folder, text, tmp_path, differs
+):
+    """Trainers save theirs with the adapter; tokens that were added are in this one alone."""
+    adapter = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    if differs:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.save_pretrained(adapter)
+    for command in (
+        f"generate --adapter {adapter} --prompt a --max-new-tokens 1",
+        f"evaluate --adapter {adapter} --data {text} --eval-blocks 1",
+        f"export {adapter} --out {tmp_path}/merged --merge",
+    ):
+        shown = " ".join(qpeft_cli(command, code=0).stderr.split())
+        assert ("has a tokenizer of its own" in shown) == differs, command
+
+
 def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter_folder, tmp_path):
     def expected(adapter=None, **options):
         tokenizer = AutoTokenizer.from_pretrained(base_folder)

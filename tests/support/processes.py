@@ -17,6 +17,12 @@ import tiny_models
 import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -27,6 +33,7 @@ from transformers import Trainer
 from variants import VARIANTS, move
 
 import qpeft
+from qpeft.core.generator_holder import holder_of
 from qpeft.errors import ConfigError
 from trainers import arguments
 
@@ -198,6 +205,61 @@ def check_root_alone(variant):
         torch.testing.assert_close(p.grad, trained(alone)[name].grad, atol=1e-6, rtol=1e-5)
 
 
+def check_frames():
+    """Those of the gradient on each process's own batches are the frames of all batches."""
+    rank = dist.get_rank()
+    halves = [batch(rows(8)[4 * part :][:4]) for part in (0, 1)]
+    alone, model = (adapted("quantum_peft", frame="gradient") for _ in range(2))
+    qpeft.fit_frames(alone, halves)
+    qpeft.fit_frames(shard(model), halves[rank : rank + 1])
+    found, expected = (
+        torch.cat([b.flatten() for b in holder_of(each).buffers() if b.is_floating_point()])
+        for each in (model, alone)
+    )
+    others = [torch.empty_like(found) for _ in range(2)]
+    dist.all_gather(others, found)
+    assert torch.equal(*others)
+    torch.testing.assert_close(found.abs(), expected.abs(), atol=1e-4, rtol=1e-4)  # of one sign
+
+
+def check_buffers_in_ddp():
+    """Initial values and frames that each process drew or fitted itself become those of the first,
+    also where DDP broadcasts no buffers; its parameters are equal without this.
+    """
+    rank = dist.get_rank()
+    half = batch(rows(8)[4 * rank :][:4])
+
+    def attached():
+        base_of_all = base()
+        torch.manual_seed(rank)
+        host = get_peft_model(base_of_all, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        return qpeft.attach(host, qpeft.QPAGeneratorConfig(budget=0.9))
+
+    def fitted():
+        model = adapted("quantum_peft", frame="gradient")
+        qpeft.fit_frames(model, [half])
+        return model
+
+    for make in (attached, fitted):
+        model = make().train()
+        replica = DistributedDataParallel(model, broadcast_buffers=False)
+        if rank == 0:
+            with torch.no_grad():
+                replica(**half)  # one process may evaluate alone
+        optimizer = torch.optim.SGD(trained(model).values(), lr=0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            replica(**half).loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            logits = model.eval()(**batch(rows(2))).logits
+        both = [torch.empty_like(logits) for _ in range(2)]
+        dist.all_gather(both, logits)
+        assert torch.equal(*both)
+        state = get_peft_model_state_dict(model)
+        set_peft_model_state_dict(model, state)  # its fingerprint is the first one's, too
+
+
 # -- Trainer, and DDP alone
 
 
@@ -301,6 +363,9 @@ def main(how, out):
             check_resume(variant, out)
     if how == "fsdp2":
         check_checkpointing()
+        check_frames()
+    if how == "ddp":
+        check_buffers_in_ddp()
     dist.destroy_process_group()
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import tiny_models
@@ -34,7 +35,7 @@ from variants import VARIANTS, move
 
 import qpeft
 from qpeft.core.patterns import _match
-from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.errors import CheckpointError, ConfigError, InputError, QpeftWarning
 from qpeft.files import hidden, read_json
 
 LM = {"task_type": "CAUSAL_LM", "target_modules": ["c_attn"]}
@@ -100,6 +101,13 @@ def test_stock_adapter_with_a_number_that_is_not_finite_is_refused_n(world, expo
 def test_config_in_python_refuses_numbers_that_are_not_finite_n():
     with pytest.raises(ConfigError, match="lora_alpha must be a finite number"):
         qpeft.QPAConfig(lora_alpha=math.nan)
+
+
+def test_field_of_a_stock_adapter_that_peft_does_not_know_is_named_n(world, exported):
+    (exported / "qpeft.json").unlink()
+    edit_config(exported, gate_of_tomorrow=3)  # as saved by a later PEFT
+    with pytest.warns(QpeftWarning, match="gate_of_tomorrow, which this PEFT .* does not know"):
+        load(world, exported)
 
 
 @pytest.mark.parametrize(
@@ -612,6 +620,18 @@ def test_pickled_weights_are_refused_at_the_save(llama, tmp_path):
     model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ConfigError, match="reads safetensors alone"):
         qpeft.save(model, tmp_path / "adapter", safe_serialization=False)
+
+
+@pytest.mark.parametrize("config", [qpeft.QPAConfig, qpeft.QuantumPeftConfig, qpeft.SoRAConfig])
+def test_conversion_that_would_save_no_tensors_is_refused(llama, tmp_path, config):
+    model = get_peft_model(llama, config(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "initial")
+    for save in (model.save_pretrained, partial(qpeft.save, model)):
+        with pytest.raises(ConfigError, match="needs no conversion"):
+            save(
+                str(tmp_path / "a"),
+                path_initial_model_for_weight_conversion=str(tmp_path / "initial"),
+            )
 
 
 def test_saving_nothing_is_refused(llama, tmp_path):

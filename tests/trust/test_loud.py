@@ -12,6 +12,8 @@ import pytest
 import tiny_models
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.hotswap import prepare_model_for_compiled_hotswap
+from torch import nn
 from torch.testing import assert_close
 from variants import VARIANTS, move, trained
 
@@ -227,6 +229,32 @@ def test_states_of_several_models_are_averaged(llama, ids, adapters, tmp_path, n
     loaded = qpeft.load(copy.deepcopy(models[0]).unload(), tmp_path)
 
     assert_close(adapters.logits(loaded, ids), adapters.logits(models[2], ids))
+
+
+@pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
+@pytest.mark.parametrize("name", ["qpa", "quantum_peft", "sora", "attached to lora"])
+def test_replaced_modules_are_refused(llama, ids, tmp_path, name):
+    """PEFT pads lora_A and lora_B by new modules, which would be trained in place of the generator."""
+    model = VARIANTS[name].adapt(copy.deepcopy(llama))
+    prepare_model_for_compiled_hotswap(model, target_rank=16)
+    for use in (
+        lambda: model(ids),
+        lambda: qpeft.save(model, tmp_path / "a"),
+        lambda: qpeft.export(model, tmp_path / "b"),
+    ):
+        with pytest.raises(ConfigError, match="somebody has replaced modules"):
+            use()
+
+
+def test_wrapped_and_copied_modules_are_those_of_the_adapter(llama, ids, adapters):
+    model = VARIANTS["qpa"].adapt(copy.deepcopy(llama))
+    expected = adapters.logits(model, ids)
+    projections = model.get_base_model().model.layers[0].self_attn.q_proj
+    projections.lora_A["default"] = nn.Sequential(projections.lora_A["default"])
+    with pytest.raises(AttributeError, match="weight"):  # of PEFT's layer, not a refusal
+        model(ids)
+    projections.lora_A["default"] = projections.lora_A["default"][0]
+    assert torch.equal(adapters.logits(copy.deepcopy(model), ids), expected)
 
 
 @pytest.mark.filterwarnings("ignore:SoRA")  # no callback here

@@ -274,6 +274,35 @@ def test_t_boft_that_is_made_while_another_thread_plans_is_peft_s_own(llama, ids
     assert torch.allclose(made[1], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("save", [qpeft.save, lambda model, folder: model.save_pretrained(folder)])
+def test_t_training_with_shots_is_not_changed_by_a_save_in_another_thread(
+    llama, ids, adapters, tmp_path, save, frequent_switches
+):
+    """The check for NaN is exact, and places nothing that the other thread would take."""
+    found = []
+    for is_saved in (False, True):
+        model = adapters.qpa(copy.deepcopy(llama))
+        qpeft.set_backend(model, shots=1300)
+        ended = Event()
+
+        def save_again(model=model, ended=ended):
+            while not ended.is_set():
+                save(model, tmp_path)
+
+        thread = Thread(target=save_again)
+        if is_saved:
+            thread.start()
+        try:
+            adapters.train(model, ids, steps=12)
+        finally:
+            ended.set()
+            if is_saved:
+                thread.join()
+        found.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+
+    assert all(map(torch.equal, *found))
+
+
 def test_t_exact_values_of_one_thread_leave_the_backend_of_others(llama, ids, adapters):
     """What an export, a save and a merge need; in another thread the circuits run on the backend."""
     model = adapters.qpa(llama)

@@ -226,6 +226,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         or measured.obs is not None
         or (measured.wires and list(measured.wires) != labels)
     ]
+    unused += _of_device(circuit)
     if unused:
         warnings.warn(
             QpeftWarning(
@@ -253,6 +254,22 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
             " that a function calls queues no gates in it; call qnode.func"
         )
     return fixed_ansatz("pennylane", len(labels), shape, gates)
+
+
+def _of_device(circuit: Any) -> list[str]:
+    """What a QNode takes from its device, and an ansatz does not: noise, other transforms, shots."""
+    found = []
+    device: Any = getattr(circuit, "device", None)
+    if getattr(device, "readout_err", None):
+        found.append(f"readout_prob={device.readout_err} of its device")
+    while (inner := getattr(device, "_original_device", None)) is not None:
+        found.append(f"{device.transform} of its device")
+        device = inner
+    counts = (
+        getattr(getattr(each, "shots", None), "total_shots", None) for each in (circuit, device)
+    )
+    found += [f"shots={count} (see qpeft.set_backend)" for count in dict.fromkeys(counts) if count]
+    return found
 
 
 def _refuse_inputs(function: Any) -> None:

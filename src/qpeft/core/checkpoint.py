@@ -52,7 +52,7 @@ from qpeft.checks import check_finite, unknown
 from qpeft.core.config import GeneratedConfig, check_weights, config_of, reading
 from qpeft.core.embeddings import of_embeddings, resized, resized_embeddings
 from qpeft.core.frame_file import with_frame_settings
-from qpeft.core.generator import State, is_fingerprint
+from qpeft.core.generator import State, exact_circuits, is_fingerprint
 from qpeft.core.generator_holder import holder_of
 from qpeft.core.meta_model import check_model, peft_model_of
 from qpeft.core.model_card import keep_card
@@ -464,7 +464,9 @@ def find_not_finite(model: Any, name: str) -> str | None:
     """The name of a saved or generated tensor with NaN or Inf; None if there is none."""
     holder = holder_of(model)
     if holder is not None and name in holder:
-        with holder.exact():  # as in an export, without a job on a device
+        # as in an export, without a job on a device; nothing is placed in the layers, because another
+        # thread may train
+        with exact_circuits():
             state = holder.stock_state(model, name)
     else:
         state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)

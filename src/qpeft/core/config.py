@@ -7,9 +7,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import reprlib
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from qpeft.checks import check_fields, check_finite, option, warn_without_effect
 from qpeft.core import model_card
 from qpeft.core.slots import DRAWN_INITS, Slot
-from qpeft.errors import CheckpointError, ConfigError
+from qpeft.errors import CheckpointError, ConfigError, QpeftWarning
 from qpeft.files import as_json, file_hash
 from qpeft.generator_config import GeneratorConfig
 
@@ -217,7 +219,17 @@ def config_of(content: Mapping[str, Any], path: Path) -> PeftConfig:
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
     fields = {name: value for name, value in content.items() if name != "runtime_config"}
     with _naming(path):
-        config = kind.from_peft_type(**kind.check_kwargs(**fields))
+        fields = kind.check_kwargs(**fields)
+        unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(kind)})
+        if unknown and kind.__module__.startswith("peft."):  # of a later PEFT
+            warnings.warn(
+                f"{path} has {', '.join(unknown)}, which this PEFT ({version('peft')}) does not know"
+                " and ignores: the adapter may be another one than was trained; update peft",
+                QpeftWarning,
+                stacklevel=2,
+            )
+            fields = {name: value for name, value in fields.items() if name not in unknown}
+        config = kind.from_peft_type(**fields)
     _check_scale(config, path)
     return config
 

@@ -169,6 +169,14 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         self.generators.release()
         return unloaded
 
+    @classmethod
+    def _convert_state_dict_for_initial_model(cls, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError: the file would have no tensors."""
+        raise ConfigError(
+            "path_initial_model_for_weight_conversion is for stock adapters that changed the base at"
+            " their start; export this one, which needs no conversion"
+        )
+
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Raises ConfigError: a weighted sum of generated adapters is not one."""
         raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import get_peft_model_state_dict
@@ -26,7 +26,7 @@ from qpeft.core.generator import (
     exact_circuits,
 )
 from qpeft.core.half_precision import measured_merge
-from qpeft.core.replication import is_sharded, refuse_sharded
+from qpeft.core.replication import copy_buffers_in_ddp, is_sharded, refuse_sharded
 from qpeft.core.slots import Slot
 from qpeft.core.stock_adapter import StockAdapter
 from qpeft.core.targets import check_not_tied
@@ -34,6 +34,40 @@ from qpeft.core.tied_head import TransposedFactor
 from qpeft.errors import ConfigError
 
 CONTAINER = "qpeft_generator"  # in the keys of a file; in a model with the prefix of its tuner
+
+
+class _Home(NamedTuple):
+    """Where a module with a generated tensor is: child `key` of `parent`."""
+
+    parent: nn.Module
+    key: str
+    module: nn.Module
+
+    @classmethod
+    def of(cls, module: nn.Module, base: nn.Module) -> _Home | None:
+        """None for a module outside of `base`, such as a prompt."""
+        children = (
+            cls(parent, key, child)
+            for parent in base.modules()
+            for key, child in parent.named_children()
+            if child is module
+        )
+        return next(children, None)
+
+    def check(self) -> None:
+        """Raise ConfigError if somebody has replaced the module: the layers would apply the new one,
+        and train it, and the generator would reach nothing.
+        """
+        present = self.parent._modules.get(self.key)
+        if present is self.module or present is None:
+            return
+        # a wrapper, such as a compiled module, keeps it inside
+        if not any(module is self.module for module in present.modules()):
+            raise ConfigError(
+                "somebody has replaced modules with tensors that the adapter's generator computes,"
+                " such as lora_A: as peft's prepare_model_for_compiled_hotswap does, or a"
+                " quantization of all linear layers; export the adapter, and change the exported one"
+            )
 
 
 class GeneratorHolder(nn.ModuleDict):
@@ -72,6 +106,8 @@ class GeneratorHolder(nn.ModuleDict):
         self.prefix = f"{path}{name}."  # of the keys in the state dict of the PeftModel
         self.saved_prefix = f"{saved_path}{CONTAINER}."  # of the keys in a file
         self._base = (base,)  # not a submodule
+        self._homes: dict[str, _Home] = {}  # of the first generated tensor of each adapter
+        self._is_copied = False  # whether all processes have the buffers of the first one
         before: Any = self._before_forward
         after: Any = self._after_forward
         self.hooks = [
@@ -99,6 +135,9 @@ class GeneratorHolder(nn.ModuleDict):
         self[adapter_name] = generator
         self.bindings[adapter_name] = binding
         self.configs[adapter_name] = config
+        home = _Home.of(slots[0].owner, self._base[0])
+        if home is not None:
+            self._homes[adapter_name] = home
 
     def check_name(self, adapter_name: str) -> None:
         """Raise ConfigError if a module cannot have the name of this new adapter."""
@@ -124,6 +163,7 @@ class GeneratorHolder(nn.ModuleDict):
         del self[adapter_name]
         del self.bindings[adapter_name]
         del self.configs[adapter_name]
+        self._homes.pop(adapter_name, None)
 
     def release(self) -> None:
         """Stop generating; the adapters' own parameters get the current values."""
@@ -169,10 +209,19 @@ class GeneratorHolder(nn.ModuleDict):
             )
         if self._trained is not None:
             return
+        for home in self._homes.values():
+            home.check()
         base = self._base[0]
         if any(getattr(generator, "needs_fit", False) for generator in self.values()):
             for name in _adapters_in_use(base) & self.keys():
                 self.refuse_unfitted(name)
+        # in training alone, which all processes do; one may evaluate without the others
+        if not self._is_copied and self.training and torch.is_grad_enabled():
+            self._is_copied = True
+            if copy_buffers_in_ddp(self):
+                for generator in self.values():
+                    generator.take_fingerprint()  # type: ignore[operator]
+                self.invalidate()
         base_is_sharded = is_sharded(base)
         if not base_is_sharded:
             refuse_sharded(module)
@@ -364,6 +413,8 @@ class GeneratorHolder(nn.ModuleDict):
         `values` are those of the slots; by default the current ones.
         """
         binding = self.bindings[adapter_name]
+        if adapter_name in self._homes:
+            self._homes[adapter_name].check()
         state = {
             key: value
             for key, value in model.state_dict().items()

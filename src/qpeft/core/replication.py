@@ -8,13 +8,14 @@ whatever else is trained, is sharded.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from qpeft.errors import ConfigError
 
@@ -80,6 +81,31 @@ class Replicas:
         sharded = () if model is None else _sharded_groups(model)
         divisor = next((group.gradient_divide_factor for group in sharded), None)
         return total / (divisor or (n_processes() if self.mesh is None else self.mesh.size()))
+
+
+def add_over_processes(model: nn.Module, tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its sum over the processes that train `model`, if FSDP2 shards it."""
+    groups = Replicas(model).groups if is_sharded(model) else []
+    for tensor in tensors:
+        for group in groups:
+            dist.all_reduce(tensor, group=group)
+
+
+@torch.no_grad()
+def copy_buffers_in_ddp(module: nn.Module) -> bool:
+    """Give every process the buffers of the first one, in a forward pass of DDP that does not do so
+    itself (broadcast_buffers=False); whether it is one.
+
+    DDP gives all processes equal parameters when it wraps a model, and with this option nothing
+    else.
+    """
+    ddp: Any = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    if ddp is None or ddp.broadcast_buffers:
+        return False
+    first = dist.get_global_rank(ddp.process_group, 0)
+    for buffer in module.buffers():
+        dist.broadcast(buffer.data, src=first, group=ddp.process_group)
+    return True
 
 
 def _sharded_groups(model: nn.Module) -> Iterator[Any]:

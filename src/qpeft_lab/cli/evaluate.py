@@ -268,6 +268,7 @@ def _score_task(
     """The scores of the base, unless its head is for other classes, and of the adapted model; or of
     its circuits.
     """
+    from qpeft_lab.base_model import warn_of_own_tokenizer
     from qpeft_lab.training.tasks import TASK_CLASSES
 
     record = trained.record
@@ -279,6 +280,8 @@ def _score_task(
     labels = () if record is None else record.labels
     task = TASK_CLASSES[settings.task](settings, _reserved_positions(trained), labels)
     task.evaluation = spread(settings.eval_blocks or 0, list(task.evaluation))
+    if not task.kind.has_images:
+        warn_of_own_tokenizer(trained.folder, task.processor)
 
     def score(model: Any, is_base: bool) -> Any:
         if is_base and (measure is not None or task.has_new_head):
@@ -343,7 +346,13 @@ def _score_answers(
     settings: RunSettings, trained: Trained, decoding: Decoding, encoder: Path | None
 ) -> Answer:
     """The scores of the answers of the base and, with an adapter, of the adapted model."""
-    from qpeft_lab.base_model import check_is_causal, load_config, load_model, load_tokenizer
+    from qpeft_lab.base_model import (
+        check_is_causal,
+        load_config,
+        load_model,
+        load_tokenizer,
+        warn_of_own_tokenizer,
+    )
     from qpeft_lab.data.sources import load_examples
     from qpeft_lab.data.text import answered_prompts, note_unused_template, read_template
     from qpeft_lab.metrics import score_texts
@@ -357,6 +366,7 @@ def _score_answers(
         encoder_layers(encoder)
     check_is_causal(load_config(settings.model, settings.trust_remote_code), settings.model)
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
+    warn_of_own_tokenizer(trained.folder, tokenizer)
     if settings.chat_template is not None:
         tokenizer.chat_template = read_template(settings.chat_template)
     rows = load_examples(settings.data, "validation", settings)

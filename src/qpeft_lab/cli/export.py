@@ -159,7 +159,8 @@ def _written(
     from qpeft.core.generator_holder import holder_of
     from qpeft.core.model_card import keep_card, load_lines
     from qpeft.folders import replace_folder
-    from qpeft_lab.base_model import load_config
+    from qpeft_lab.base_model import load_config, warn_of_own_tokenizer
+    from qpeft_lab.data.task_types import TASKS
     from qpeft_lab.data.text import read_template
     from qpeft_lab.gguf_lora import check_adapter, check_base, write_gguf
     from qpeft_lab.stock_servers import check_export, stock_settings
@@ -192,7 +193,10 @@ def _written(
                     "this kind of adapter cannot be merged into the base; use it with PEFT as it is"
                 )
             live.merge_and_unload().save_pretrained(target)  # type: ignore[operator]
-            processor = load_processor(base, record.task if record else "causal-lm", trusted)
+            task = record.task if record else "causal-lm"
+            processor = load_processor(base, task, trusted)
+            if not TASKS[task].has_images:
+                warn_of_own_tokenizer(folder, processor)
             if template is not None:
                 processor.chat_template = read_template(template)
             processor.save_pretrained(str(target))

@@ -68,7 +68,13 @@ def generate(
         import torch
 
         import qpeft
-        from qpeft_lab.base_model import check_is_causal, load_config, load_model, load_tokenizer
+        from qpeft_lab.base_model import (
+            check_is_causal,
+            load_config,
+            load_model,
+            load_tokenizer,
+            warn_of_own_tokenizer,
+        )
         from qpeft_lab.data.text import as_chat, read_template
         from qpeft_lab.training.classifier import read_record
         from qpeft_lab.training.generate import generate_texts
@@ -81,6 +87,7 @@ def generate(
             )
         check_is_causal(load_config(base_name, source.trust_remote_code), base_name)
         tokenizer = load_tokenizer(base_name, source.trust_remote_code)
+        warn_of_own_tokenizer(folder, tokenizer)
         if template is not None:
             tokenizer.chat_template = read_template(template)
         if chat and tokenizer.chat_template is None:  # of a base on the hub

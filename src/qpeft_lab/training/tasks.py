@@ -242,9 +242,11 @@ class Classification(Task):
         )
         model, self.head, self.has_new_head = loaded
         own = class_names(self.config)
-        # of a head for another number of classes it is plain that it cannot be kept
+        # of a head for another number of classes it is plain that it cannot be kept; of a trained
+        # adapter the head is in its folder
         if (
-            self.has_new_head
+            self.train
+            and self.has_new_head
             and classifier.is_classifier(self.config)
             and len(own) == len(self.labels)
         ):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qpeft.core.frame_file import new_path, write_frame_file
 from qpeft.core.generator_holder import holder_of
 from qpeft.core.meta_model import peft_model_of
+from qpeft.core.replication import add_over_processes
 from qpeft.errors import ConfigError, DataError, TrainingError
 
 
@@ -28,6 +29,9 @@ def fit_frames(
     in the model changes. This needs memory for one float32 matrix per adapted module and for the
     activations of one batch, because activation checkpointing is off in evaluation mode: batches of
     128 tokens are as fast as larger ones on a CPU.
+
+    In several processes: under FSDP2 the gradients are averaged. Under DDP all processes get the
+    frames of the first one in the first training step.
 
     Example::
 
@@ -111,7 +115,7 @@ def collect_gradients(
     model: Any, names: Collection[str], batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, Tensor]:
     """Loss gradient of base weights, (d_out, d_in) float32 by module name, the mean over the
-    batches.
+    batches, under FSDP2 over those of all processes.
 
     The model runs in evaluation mode with disabled adapters. Afterwards both are restored, and no
     `grad` is set. `names` are those of adapted modules (`nn.Linear` or `Conv1D`) in the base model.
@@ -141,7 +145,10 @@ def collect_gradients(
                 " load the base model in float32 or bfloat16, give batches that use it, or exclude"
                 " it from target_modules"
             )
-    return {name: sums[name].div_(n) for name in names}
+    n_batches = torch.tensor(float(n), device=next(model.parameters()).device)
+    # in one order in every process; frames of its own would be those of another adapter
+    add_over_processes(model, [n_batches, *(sums[name] for name in sorted(names))])
+    return {name: sums[name].div_(n_batches.item()) for name in names}
 
 
 @contextmanager
