@@ -120,7 +120,7 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
         ),
         Part("README, lines", readme_lines, 130, 130),
         Part("pages", len(pages(files)), 20, 20),
-        Part("tracked tree, megabytes", size_in_bytes / 1e6, 14.9, 14),
+        Part("tracked tree, megabytes", size_in_bytes / 1e6, 15.2, 14),
     ]
     return parts, codes
 
