@@ -118,6 +118,17 @@ def apply_umask(folder: Path) -> None:
             path.chmod(folder.stat().st_mode & 0o666)
 
 
+def copy_modes(source: Path, folder: Path) -> None:
+    """Give a folder, and the files below it that are also in `source`, the permissions they have
+    there: what is private stays private.
+    """
+    for path in folder.rglob("*"):
+        before = source / path.relative_to(folder)
+        if before.is_file() and path.is_file() and not path.is_symlink():
+            shutil.copymode(before, path)
+    shutil.copymode(source, folder)
+
+
 def sync_all(folder: Path) -> None:
     """Wait until a folder and everything below it is on disk, so that it survives a power failure."""
     for path in (*folder.rglob("*"), folder, folder.parent):

@@ -21,7 +21,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qpeft.errors import ConfigError
-from qpeft.files import UNFINISHED, apply_umask, hidden_folder, hidden_stem, sync, sync_all
+from qpeft.files import (
+    UNFINISHED,
+    apply_umask,
+    copy_modes,
+    hidden_folder,
+    hidden_stem,
+    sync,
+    sync_all,
+)
 
 if sys.platform != "win32":  # where the remains of killed processes stay
     import fcntl
@@ -56,10 +64,11 @@ def folder_to_replace(path: Path, replaces: Collection[str]) -> Path:
 
 
 @contextmanager
-def replace_folder(target: Path) -> Iterator[Path]:
+def replace_folder(target: Path, *, modes_of: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder to fill; after the block it replaces `target` and is synced to disk.
 
-    An existing `target` is not touched until the new folder is complete. A link is replaced and not
+    Files that were there keep their permissions, or have those in the folder `modes_of`. An existing
+    `target` is not touched until the new folder is complete. A link is replaced and not
     followed; a file raises ConfigError. An error inside the block, such as that of a full disk, gets
     a note that names `target`.
     """
@@ -72,9 +81,11 @@ def replace_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         apply_umask(temporary)
+        origin = target if modes_of is None else modes_of
+        if os.path.lexists(origin):
+            copy_modes(origin, temporary)
         sync_all(temporary)
         if os.path.lexists(target):
-            shutil.copymode(target, temporary)
             old = _swap(temporary, target)
         else:
             temporary.replace(target)

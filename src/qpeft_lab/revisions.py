@@ -68,7 +68,7 @@ def keep(folder: Path, digest: str) -> Path:
     except CheckpointError:  # none, or a damaged one
         is_whole = False
     if not is_whole:
-        with replace_folder(target) as copy:
+        with replace_folder(target, modes_of=folder) as copy:
             _copy(folder, copy)
             if revision(copy) != digest:
                 raise CheckpointError("it was replaced while it was read; ask again")

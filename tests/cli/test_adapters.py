@@ -174,6 +174,19 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
         assert "has no messages" in said
 
 
+def test_file_of_the_folder_that_a_run_learned_is_noted(qpeft_cli, base_folder, text, tmp_path):
+    for place, name in (("learned", "a"), ("learned", "b"), ("other", "a")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / f"{name}.txt").write_text(f"{name} {place}: {text.read_text()[:900]}")
+    paths = f"--model {base_folder} --data {tmp_path}/learned --out {tmp_path}/run"
+    qpeft_cli(f"train {paths} --seq-len 16 --steps 1", code=0)
+    for place, is_noted in (("learned", True), ("other", False)):
+        shown = qpeft_cli(
+            f"evaluate --adapter {tmp_path}/run --data {tmp_path}/{place}/a.txt", code=0
+        )
+        assert ("training data" in " ".join(shown.stderr.split())) == is_noted
+
+
 @pytest.mark.parametrize("method", ["--method qaa", "--method cua --readout magnitude"])
 def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
     qpeft_cli, answer, base_folder, text, tmp_path, method

@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset
 from folders import write_rows
 
-from qpeft.errors import ConfigError, DataError
+from qpeft.errors import ConfigError, DataError, DataWarning
 from qpeft_lab import RunSettings
 from qpeft_lab.data.glue import TASKS
 from qpeft_lab.data.sources import SourceName, has_validation_split, load_rows, parse_source
@@ -89,6 +89,13 @@ def test_name_gives_task_columns_splits_and_classes(name, settings, tmp_path):
     expected = [tokenizer(*pair)["input_ids"] for pair in texts]
 
     assert [text["input_ids"].tolist() for text, _ in task.evaluation] == expected
+
+
+def test_file_with_another_name_than_glue_s_splits_is_named(settings, tmp_path):
+    source = write(tmp_path / "data", "sst2")
+    (tmp_path / "data" / "validation.jsonl").rename(tmp_path / "data" / "dev.jsonl")
+    with pytest.warns(DataWarning, match=r"not read in .*: dev.jsonl.*rename"):
+        read(settings(source))
 
 
 def test_hub_is_asked_for_configuration_and_split(monkeypatch):

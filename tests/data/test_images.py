@@ -64,6 +64,16 @@ def test_folder_with_one_sub_folder_per_class_is_read(read, tmp_path):
     assert len(read(folder).evaluation) == 2  # held out
 
 
+def test_images_of_unusual_folders_are_named(tmp_path):
+    folder = tmp_path / "animals"
+    folder_of(folder / "train")
+    folder_of(folder / "train_extra")
+    folder_of(folder / "test")
+    with pytest.warns(DataWarning, match="images in train_extra of .* are not read") as warned:
+        assert len(load_images(str(folder), "train", "label")) == 6
+    assert len(warned) == 1
+
+
 @pytest.mark.parametrize("part", ["validation", "val"])
 def test_folder_with_train_and_validation_is_read(read, tmp_path, part):
     folder = tmp_path / "animals"
@@ -107,8 +117,9 @@ def test_splits_without_classes_are_not_taken_for_classes(tmp_path):
 def test_folders_that_are_no_splits_are_not_read_next_to_splits(tmp_path):
     for part in ("train", "eval", "other"):
         folder_of(tmp_path / part, ("cat", "train"))
-    assert len(load_images(str(tmp_path), "train", "label")) == 6
-    assert len(load_images(str(tmp_path), "validation", "label")) == 6
+    for split in ("train", "validation"):
+        with pytest.warns(DataWarning, match="images in other of .* are not read"):
+            assert len(load_images(str(tmp_path), split, "label")) == 6
 
 
 @pytest.mark.parametrize("name", ["cow", "train", "train/cow"])

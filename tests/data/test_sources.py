@@ -301,6 +301,22 @@ def test_folder_with_splits_is_not_read_as_one(tmp_path, names):
         load(str(tmp_path))
 
 
+def test_files_of_a_split_that_cannot_be_read_are_named(tmp_path):
+    write(tmp_path / "train-0.jsonl", [{"text": "a"}])
+    for name in ("train-1.jsonl.gz", "train-2.ndjson", "README.md"):
+        (tmp_path / name).write_bytes(b"x")
+    write(tmp_path / "more" / "a.jsonl", [{"text": "b"}])
+    with pytest.warns(DataWarning, match=r": more, train-1.jsonl.gz, train-2.ndjson; "):
+        assert load_rows(f"{tmp_path}::train", "train") == [{"text": "a"}]
+
+
+def test_splits_under_other_names_are_named(tmp_path):
+    for name in ("train", "gold_test"):
+        write(tmp_path / f"{name}.jsonl", [{"text": name}])
+    with pytest.warns(DataWarning, match=r"read together, .*gold_test.jsonl, train.jsonl"):
+        assert len(load_rows(str(tmp_path), "train")) == 2
+
+
 def test_splits_that_the_library_cannot_tell_apart_are_not_read_as_one(tmp_path, monkeypatch):
     """`datasets` takes the letters of Train.jsonl and Test.jsonl for no split."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -358,7 +374,10 @@ def test_other_files_do_not_decide_what_a_split_is(tmp_path, monkeypatch, beside
 def test_names_that_only_contain_the_letters_of_a_split_are_read(tmp_path):
     for name in ("trains", "contest", "evaluator", "how to train", "test plan"):
         write(tmp_path / f"{name}.jsonl", [{"text": name}])
-    assert len(load(str(tmp_path))) == 5
+    with pytest.warns(
+        DataWarning, match=r"named after splits \(how to train.jsonl, test plan.jsonl"
+    ):
+        assert len(load(str(tmp_path))) == 5
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,27 @@ def test_rollback_brings_back_the_classes_of_the_weights(user):
     assert (folder / "task.json").read_text() == "old classes"
 
 
+def test_permissions_stay_those_that_somebody_gave(user):
+    """Also of the kept copy of a private adapter, and of files beside it."""
+    folder, old = user
+    (folder / "serve.sh").write_text("")
+    modes = {WEIGHTS: 0o600, CONFIG: 0o640, "serve.sh": 0o750}
+    for name, mode in modes.items():
+        (folder / name).chmod(mode)
+    folder.chmod(0o700)
+
+    def found(place, names):
+        return {name: (place / name).stat().st_mode & 0o777 for name in names}
+
+    kept = revisions.keep(folder, old)
+    assert found(kept, (WEIGHTS, CONFIG)) == {WEIGHTS: 0o600, CONFIG: 0o640}
+    assert kept.stat().st_mode & 0o777 == 0o700
+    (folder / WEIGHTS).write_text("new")
+    revisions.restore(folder, old)
+    assert found(folder, modes) == modes
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_revisions_of_the_present_folder_are_listed(user, qpeft_cli, monkeypatch):
     folder, old = user
     revisions.keep(folder, old)

@@ -103,6 +103,21 @@ def test_gradient_that_is_written_between_micro_batches_replaces_the_waiting_one
     assert_gradients(model, expected)
 
 
+@pytest.mark.parametrize(
+    "clear", [lambda p: setattr(p, "grad", None), lambda p: delattr(p, "grad")]
+)
+def test_gradient_of_one_parameter_is_cleared_between_micro_batches(make, ids, set_sync, clear):
+    model, expected = make(), make()
+    for each, syncs in ((model, False), (expected, True)):
+        set_sync(syncs)
+        loss(each, ids[:1]).backward()
+        clear(trained(each)[0])
+        set_sync(True)
+        loss(each, ids[1:]).backward()
+
+    assert_gradients(model, expected)
+
+
 def gradients_of_a_loop(model, ids, n_steps=3, before_step=lambda step: None):
     """Those behind the first step."""
     optimizer = torch.optim.SGD(trained(model), lr=0.1)

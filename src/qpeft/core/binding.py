@@ -227,8 +227,7 @@ class WaitingParameter(nn.Parameter):
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        if value is not None:  # it replaces this gradient, and those of the others count
-            self._complete()
+        self._complete()  # as it replaces or clears this gradient alone, and those of others count
         _GRAD.__set__(self, value)
 
     def _complete(self) -> None:
@@ -237,6 +236,7 @@ class WaitingParameter(nn.Parameter):
 
     @grad.deleter
     def grad(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._complete()
         _GRAD.__delete__(self)
 
     def stop_waiting(self) -> None:

@@ -19,7 +19,13 @@ from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, cell, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.data.glue import find_glue
-from qpeft_lab.data.sources import content_hash, has_validation_split, rows_of, spread
+from qpeft_lab.data.sources import (
+    content_hash,
+    has_validation_split,
+    parse_source,
+    rows_of,
+    spread,
+)
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.settings import COLUMNS, RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding
@@ -206,10 +212,17 @@ def _are_training_data(settings: RunSettings, trained: Trained) -> bool:
     learned = trained.run.get("data")
     if learned is None:
         return False
+    has_images = TASKS[settings.task].has_images
+    source, of_run = parse_source(settings.data), parse_source(learned)
+    if not has_images and source.is_local and of_run.is_local and of_run.is_whole:
+        file, folder = (Path(name).expanduser().resolve() for name in (source.name, of_run.name))
+        # a file of the folder that was learned as a whole
+        if of_run.glue is None and file.is_file() and file.parent == folder:
+            return True
     evaluated = rows_of(settings.data, content_hash(settings.data))
     if evaluated != rows_of(learned, trained.hashes.get("data")):
         return False
-    return not has_validation_split(settings.data, TASKS[settings.task].has_images)
+    return not has_validation_split(settings.data, has_images)
 
 
 def _points(

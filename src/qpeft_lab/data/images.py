@@ -19,6 +19,7 @@ from qpeft.errors import DataError, DataWarning
 from qpeft.files import replace_file
 from qpeft_lab.data.labelled import Labelled, label_name
 from qpeft_lab.data.sources import (
+    SPLIT_FOLDERS,
     class_columns,
     class_name,
     is_image,
@@ -73,7 +74,27 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
         open_image(content, "L")
     if "[" not in (name.split or ""):  # a part of the images
         _note_others(source, [content for content, _ in rows if isinstance(content, Path)])
+        if name.is_local and name.path.is_dir():
+            _note_folders(source, name.path, rows)
     return rows
+
+
+def _note_folders(source: str, path: Path, rows: Sequence[Labelled]) -> None:
+    """Warn of folders with images in `path` of which none was read, unless they are splits."""
+    read = {content for content, _ in rows if isinstance(content, Path)}
+    unread = [
+        folder.name
+        for folder in visible(path)
+        if folder.is_dir()
+        and folder.name.lower() not in SPLIT_FOLDERS
+        and read.isdisjoint(images := {*filter(is_image, folder.rglob("*"))})
+        and images
+    ]
+    if unread:
+        found = f"images in {', '.join(unread)} of {source} are not read"
+        warnings.warn(
+            DataWarning(f"{found}: they are in no folder of a class, or of a split"), stacklevel=3
+        )
 
 
 def _note_others(source: str, images: Sequence[Path]) -> None:

@@ -58,7 +58,7 @@ _SPLIT = re.compile(
     r"(?<![a-z])(train|validation|valid|val|dev|test|eval)(ing|uation|set|data)?(?![a-z])",
     re.IGNORECASE,
 )
-_SPLIT_FOLDERS = {  # of images
+SPLIT_FOLDERS = {  # of images
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -70,6 +70,7 @@ _SPLIT_FOLDERS = {  # of images
     "eval": "test",
     "evaluation": "test",
 }
+_GLUE_FILE = re.compile(r"(train|(validation|test)(_matched|_mismatched)?)(-\d.*)?")
 _NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
 _SPLITS = (
@@ -306,7 +307,7 @@ def _files_of_splits(name: SourceName) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for file in filter(_is_table, visible(name.path)):
         if file.is_file() and (match := _SPLIT.search(file.stem)):
-            of_word = _SPLIT_FOLDERS[match[1].lower()]
+            of_word = SPLIT_FOLDERS[match[1].lower()]
             splits.setdefault(of_word, []).append(file)
     return splits
 
@@ -319,8 +320,25 @@ def _read_splits(source: str, of_splits: Mapping[str, list[Path]], by_line: bool
     """
     from datasets import ReadInstruction
 
-    spec = str(parse_source(source).split)
+    name = parse_source(source)
+    spec = str(name.split)
     wanted = {part.partition("[")[0] for part in spec.split("+")}
+    in_splits = {file for files in of_splits.values() for file in files}
+    others = [each for each in visible(name.path) if each not in in_splits]
+    unread = ", ".join(
+        each.name
+        for each in others
+        if _SPLIT.search(each.name) or (each.is_dir() and any(map(_is_table, each.rglob("*"))))
+    )
+    if unread:
+        found = f"not read in {name.path}: {shorten(unread, 80, placeholder=', ...')}"
+        warnings.warn(
+            DataWarning(
+                f"{found}; the files of a split have its name, and end in one of"
+                f" {', '.join(_READERS)}"
+            ),
+            stacklevel=2,
+        )
     for split in wanted - of_splits.keys():
         raise DataError(f"{source} has no split {split}; it has {', '.join(sorted(of_splits))}")
     of_files = {
@@ -356,6 +374,12 @@ def _refuse_splits(source: str, files: Sequence[Path]) -> None:
                 f" together; name one, such as {parse_source(source).name}::train, or the file of one, such"
                 f" as {files[0]}"
             )
+    if len(set().union(*splits.values())) > 1 and "train" in set().union(*splits.values()):
+        named = ", ".join(file.name for file in files if _SPLIT.search(file.stem))
+        found = f"the files of {source} are read together, although some are named after splits"
+        warnings.warn(
+            DataWarning(f"{found} ({named}); if they are, name one of them"), stacklevel=2
+        )
 
 
 def _refuse_other_columns(of_files: Mapping[Path, list[Row]]) -> None:
@@ -463,7 +487,14 @@ def _files(path: Path, split: str | None = None) -> list[Path]:
         warnings.warn(
             DataWarning(f"not read in {path}: {', '.join(left_out)}; {allowed}"), stacklevel=2
         )
-    return [file for file in files if split is None or re.fullmatch(rf"{split}(-\d.*)?", file.stem)]
+    if split is None:
+        return files
+    if others := [file.name for file in files if not _GLUE_FILE.fullmatch(file.stem)]:
+        found = f"not read in {path}: {', '.join(others)}; its files are named after GLUE's splits"
+        warnings.warn(
+            DataWarning(f"{found}, train, validation and test: rename dev.tsv"), stacklevel=2
+        )
+    return [file for file in files if re.fullmatch(rf"{split}(-\d.*)?", file.stem)]
 
 
 def _read(file: Path, by_line: bool) -> list[Row]:
@@ -636,12 +667,12 @@ def _image_files(name: SourceName) -> dict[str, list[str]]:
     folder = name.path
     splits: dict[str, list[Path]] = {}  # the folders of classes
     for part in _folders(folder):
-        split = _SPLIT_FOLDERS.get(part.name.lower())
+        split = SPLIT_FOLDERS.get(part.name.lower())
         if split and (classes := _folders(part)):
             splits.setdefault(split, []).extend(classes)
     if "train" not in splits:
         splits = {"train": _folders(folder)}
-        if all(part.name.lower() in _SPLIT_FOLDERS for part in splits["train"]):
+        if all(part.name.lower() in SPLIT_FOLDERS for part in splits["train"]):
             return {}  # splits without classes
     found = {}
     for split, classes in splits.items():
