@@ -242,6 +242,7 @@ def check_buffers_in_ddp():
 
     for make in (attached, fitted):
         model = make().train()
+        model(**half)  # before there is DDP
         replica = DistributedDataParallel(model, broadcast_buffers=False)
         if rank == 0:
             with torch.no_grad():

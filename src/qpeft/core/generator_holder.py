@@ -217,8 +217,8 @@ class GeneratorHolder(nn.ModuleDict):
                 self.refuse_unfitted(name)
         # in training alone, which all processes do; one may evaluate without the others
         if not self._is_copied and self.training and torch.is_grad_enabled():
-            self._is_copied = True
-            if copy_buffers_in_ddp(self):
+            self._is_copied = copy_buffers_in_ddp(self)
+            if self._is_copied:
                 for generator in self.values():
                     generator.take_fingerprint()  # type: ignore[operator]
                 self.invalidate()

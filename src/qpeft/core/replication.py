@@ -94,7 +94,7 @@ def add_over_processes(model: nn.Module, tensors: Iterable[Tensor]) -> None:
 @torch.no_grad()
 def copy_buffers_in_ddp(module: nn.Module) -> bool:
     """Give every process the buffers of the first one, in a forward pass of DDP that does not do so
-    itself (broadcast_buffers=False); whether it is one.
+    itself (broadcast_buffers=False). Returns whether it is such a one.
 
     DDP gives all processes equal parameters when it wraps a model, and with this option nothing
     else.
