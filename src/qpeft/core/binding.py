@@ -215,8 +215,8 @@ class Gradients:
 
 
 class WaitingParameter(nn.Parameter):
-    """What a parameter of a generator is as long as its gradient is deferred: to read `grad`
-    completes it.
+    """What a parameter of a generator is as long as its gradient is deferred: to read, write or
+    clear `grad` completes those of all.
     """
 
     @property
@@ -230,14 +230,14 @@ class WaitingParameter(nn.Parameter):
         self._complete()  # as it replaces or clears this gradient alone, and those of others count
         _GRAD.__set__(self, value)
 
-    def _complete(self) -> None:
-        for binding in _live_of([self]):
-            binding.flush()
-
     @grad.deleter
     def grad(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._complete()
         _GRAD.__delete__(self)
+
+    def _complete(self) -> None:
+        for binding in _live_of([self]):
+            binding.flush()
 
     def stop_waiting(self) -> None:
         """Be an ordinary parameter again."""

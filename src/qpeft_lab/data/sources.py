@@ -358,7 +358,10 @@ def _read_splits(source: str, of_splits: Mapping[str, list[Path]], by_line: bool
 
 
 def _refuse_splits(source: str, files: Sequence[Path]) -> None:
-    """Raise DataError for a folder that is divided into splits, such as train.csv and test.csv."""
+    """Raise DataError for a folder that is divided into splits, such as train.csv and test.csv.
+
+    Warns if files are named after splits of different things, which may be one data set.
+    """
     splits: dict[str, set[str]] = {}  # by the other letters of the name
     for file in files:
         if match := _SPLIT.search(file.stem):
@@ -374,7 +377,8 @@ def _refuse_splits(source: str, files: Sequence[Path]) -> None:
                 f" together; name one, such as {parse_source(source).name}::train, or the file of one, such"
                 f" as {files[0]}"
             )
-    if len(set().union(*splits.values())) > 1 and "train" in set().union(*splits.values()):
+    words = set[str]().union(*splits.values())
+    if "train" in words and len(words) > 1:
         named = ", ".join(file.name for file in files if _SPLIT.search(file.stem))
         found = f"the files of {source} are read together, although some are named after splits"
         warnings.warn(
