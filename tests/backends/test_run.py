@@ -167,6 +167,18 @@ def test_circuits_of_a_step_are_those_that_the_device_receives(llama, ids, adapt
     assert planned.sizes["n_circuits"] == settings["n_generators"]
 
 
+def test_micro_batches_share_the_circuits_of_a_step(llama, ids, adapters):
+    model = adapters.qpa(llama, **SEVERAL)
+    run = qpeft.set_backend(model, device := Counting(), shots=5000)
+    model(ids, labels=ids).loss.backward()
+    once = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+    model(ids, labels=ids).loss.backward()
+    twice = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+
+    assert device.circuits == run.circuits_per_step
+    assert_close(twice, [2 * gradient for gradient in once])
+
+
 @pytest.mark.parametrize("source", ["qnn", "qnn_frozen"])
 def test_every_step_has_shot_noise_of_its_own(llama, adapters, source):
     """Frozen angles are equal in all steps; a map could learn noise that is equal, too."""

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 import qpeft
 from qpeft.core.binding import Binding
 from qpeft.core.slots import Slot
-from qpeft.errors import ConfigError, QpeftWarning, TrainingError
+from qpeft.errors import ConfigError, TrainingError
 
 
 class Toy(nn.Module):
@@ -262,7 +262,7 @@ def test_partial_gradients_under_ddp_raise(toy, x, monkeypatch):
         loss.backward()
 
 
-# -- deferred gradients of micro-batches
+# -- micro-batches
 
 
 def without_accumulation(*batches, share=0.5, moved=0.0):
@@ -277,59 +277,20 @@ def without_accumulation(*batches, share=0.5, moved=0.0):
 
 
 @pytest.mark.parametrize("evaluates", [False, True])
-def test_micro_batches_share_one_evaluation_and_one_backward(toy, accelerator, x, evaluates):
+def test_micro_batches_share_one_evaluation(toy, accelerator, x, evaluates):
     """Also with an evaluation of the model between them."""
     optimiser = accelerator.prepare(torch.optim.SGD(toy.generator.parameters(), lr=0.0))
-    for batch in (x, x + 1):
+    for n_batches, batch in enumerate((x, x + 1), 1):
         with accelerator.accumulate(toy.generator):
             accelerator.backward(toy.loss(batch))
+            assert toy.generator.backwards == n_batches  # nothing waits for the last one
             if evaluates:
                 with torch.no_grad():
                     toy.loss(x)
             optimiser.step()
 
-    assert toy.generator.backwards == 1
     assert toy.generator.evaluations == 1
     assert_close(toy.generator.angles.grad, without_accumulation(x, x + 1), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("flushes", [False, True])
-def test_gradient_of_0_is_exactly_0_after_accumulation(toy, accelerator, x, flushes):
-    """Optimizers that take signs would follow what marks a deferred gradient."""
-    for batch in (x,) if flushes else (x, x + 1):
-        with accelerator.accumulate(toy.generator):
-            accelerator.backward(0 * toy.loss(batch))
-    if flushes:
-        toy.binding.flush()
-
-    assert toy.generator.angles.grad is not None
-    assert not toy.generator.angles.grad.any()
-
-
-def test_step_during_accumulation_has_the_gradient(toy, accelerator, x):
-    with accelerator.accumulate(toy.generator):
-        accelerator.backward(toy.loss(x))
-    assert toy.binding._gradients.deferred is not None
-    with pytest.warns(QpeftWarning, match="the optimizer steps while gradients"):
-        torch.optim.SGD(toy.generator.parameters(), lr=0.0).step()
-    assert toy.generator.angles.grad.abs().sum() > 0
-    assert toy.binding._gradients.deferred is None
-
-
-@pytest.mark.parametrize("set_to_none", [True, False])
-def test_abandoned_accumulation_does_not_change_the_next(toy, accelerator, x, set_to_none):
-    """Training was interrupted during accumulation; the next run clears the gradients first."""
-    with accelerator.accumulate(toy.generator):
-        accelerator.backward(toy.loss(x))
-    assert toy.generator.angles.grad is not None  # tiny, so that a clipping loop sees a gradient
-
-    toy.generator.zero_grad(set_to_none)
-    GradientState._reset_state()
-    toy.loss(x + 1).backward()
-
-    assert_close(
-        toy.generator.angles.grad, without_accumulation(x + 1, share=1), atol=1e-12, rtol=0
-    )
 
 
 def test_gradient_of_values_replaced_during_accumulation(toy, accelerator, x):

@@ -268,6 +268,7 @@ class _Probabilities(torch.autograd.Function):
     def forward(ctx: Any, angles: Tensor, run: CircuitRun) -> Tensor:
         ctx.save_for_backward(angles)
         ctx.run = run
+        ctx.jacobian = None
         (p,) = run.jobs.run(run._circuit, angles.detach().cpu().double().numpy()[None], run.state)
         return torch.from_numpy(p).to(angles)
 
@@ -280,12 +281,18 @@ class _Probabilities(torch.autograd.Function):
         """
         refuse_second_derivative()
         (angles,) = ctx.saved_tensors
-        theta, weights = (tensor.detach().cpu().double() for tensor in (angles, gradient))
-        eye = torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)  # (P, *shape)
-        shifts = math.pi / 2 * eye
-        shifted = torch.cat([theta + shifts, theta - shifts])  # (2P, *shape)
-        p = torch.from_numpy(
-            ctx.run.jobs.run(ctx.run._circuit, shifted.numpy(), ctx.run.state)
-        )  # (2P, D)
-        plus, minus = (p @ weights).chunk(2)
-        return (0.5 * (plus - minus).view(theta.shape)).to(angles), None
+        if ctx.jacobian is None:  # later micro-batches of the step need no circuits
+            ctx.jacobian = _by_parameter_shift(angles, ctx.run)
+        weights = gradient.detach().cpu().double()  # (D,)
+        return (ctx.jacobian @ weights).view(angles.shape).to(angles), None
+
+
+def _by_parameter_shift(angles: Tensor, run: CircuitRun) -> Tensor:
+    """The derivative of each probability by each angle, (P, D) in float64 on the CPU."""
+    theta = angles.detach().cpu().double()
+    eye = torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)  # (P, *shape)
+    shifts = math.pi / 2 * eye
+    shifted = torch.cat([theta + shifts, theta - shifts])  # (2P, *shape)
+    p = torch.from_numpy(run.jobs.run(run._circuit, shifted.numpy(), run.state))  # (2P, D)
+    plus, minus = p.chunk(2)
+    return 0.5 * (plus - minus)

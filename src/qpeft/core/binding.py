@@ -15,10 +15,9 @@ A training step, in order:
     optimizer.step()   a hook of every optimizer calls `invalidate`: the evaluation is forgotten
 
 The generator is therefore evaluated once per optimizer step, for any number of forward passes,
-micro-batches or checkpointed segments. Its backward pass runs in each `backward()`; inside an
-accumulation window of accelerate the gradients of flat (P,) are summed, and that of the last
-micro-batch takes the sum (`flush` takes one that is left over, also where somebody reads `grad`
-before, see `WaitingParameter`).
+micro-batches or checkpointed segments. Its backward pass runs in each `backward()`, as a gradient
+that waited for the last micro-batch could be missed by whoever reads, clips or replaces `grad`
+before.
 
 Others may write into the parameters at any time, and read an adapter's tensor outside of a forward
 pass. So between forward passes the layers have stand-ins (`StandIn`) instead of the views, and each
@@ -42,13 +41,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
@@ -71,7 +69,6 @@ if TYPE_CHECKING:
 
 
 _lock = RLock()  # a thread can evaluate a model while another one trains it
-_deferring = RLock()  # while a deferred gradient is replaced; no work of a device is awaited within
 
 
 class Evaluation:
@@ -86,7 +83,7 @@ class Evaluation:
         parameters = list(generator.parameters())
         self._parameters = parameters  # where its graph ends
         self._key = _key(generator)
-        self._trained = _trained(parameters)
+        self._trained = [p.requires_grad for p in parameters]
         # Copied before the evaluation: if another thread changes a parameter during it, the copies
         # differ from what is there at the end.
         self._copies = [parameter.detach().clone() for parameter in parameters]
@@ -116,13 +113,6 @@ class Evaluation:
         return all(map(torch.equal, parameters, self._copies))
 
 
-class _Pending:
-    """A callback of a backward pass that does nothing: it is alive as long as the pass is."""
-
-    def __call__(self) -> None:
-        pass
-
-
 @dataclass
 class Gradients:
     """What the autograd nodes of a binding share with it.
@@ -131,137 +121,15 @@ class Gradients:
     Python cannot collect a cycle through a node.
     """
 
-    deferred: Tensor | None = None  # (P,), the sum over micro-batches before the optimizer step
-    flat: Tensor | None = None  # (P,), the value that it is the gradient of, with its graph
-    # which of the generator's parameters it belongs to
-    trained: list[bool] = field(default_factory=list)
-    waiting: list[WaitingParameter] = field(default_factory=list)  # those parameters
     replicas: Replicas | None = None  # the processes to average over, if FSDP2 shards the model
     watched: Sequence[int] = ()  # the sizes of the slots, while `reached` is recorded
     reached: Tensor | None = None  # (slots,), bool: which had a gradient other than 0
-    # whether a backward pass may wait for the next one: the optimizer never stepped in between
-    may_wait: bool = True
-    # alive during the backward pass that deferred last, whose marks are not in `grad` yet
-    pending: weakref.ref[_Pending] | None = None
-
-    @property
-    def is_marking(self) -> bool:
-        """Whether marks are on their way: in another thread they must not count as cleared."""
-        return self.pending is not None and self.pending() is not None
-
-    def take(self) -> Tensor | None:
-        """The deferred gradient, which no longer waits."""
-        with _deferring:
-            gradient, self.deferred = self.deferred, None
-            self.flat = None
-            for parameter in self.waiting:
-                parameter.stop_waiting()
-            self.waiting = []
-        return gradient
-
-    def is_of(self, flat: Tensor, trained: list[bool]) -> bool:
-        """Whether the deferred gradient is of this value, and belongs to these parameters."""
-        return self.flat is flat and self.trained == trained
-
-    def defer(
-        self, gradient: Tensor, flat: Tensor, parameters: Sequence[Any], trained: list[bool]
-    ) -> None:
-        """Add to the deferred gradient, in the backward pass that will mark the parameters."""
-        pending = _Pending()
-        engine: Any = torch.autograd.Variable._execution_engine
-        engine.queue_callback(pending)
-        try:
-            with _deferring:
-                self.pending = weakref.ref(pending)
-                self.deferred = gradient if self.deferred is None else self.deferred + gradient
-                self.flat = flat
-                self.trained = trained
-                pairs = zip(parameters, trained, strict=True)
-                self.waiting = [p for p, is_trained in pairs if is_trained and _let_wait(p)]
-        finally:
-            del pending  # the pass has the only reference, not the traceback of an error
 
     def watch(self, gradient: Tensor) -> None:
         """Record which slots the gradient (P,) reaches, without waiting for an accelerator."""
         parts = torch.split(gradient, list(self.watched))
         reached = torch.stack([part.any() for part in parts])
         self.reached = reached if self.reached is None else reached | self.reached
-
-    @torch.enable_grad()
-    def flush(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add the deferred gradient to `grad` of the generator's parameters to which it belongs.
-
-        Those that were frozen in the meantime, such as by a change of the adapter, get theirs as
-        well, as those of stock LoRA have it already.
-        """
-        flat = self.flat
-        gradient = self.take()
-        if gradient is None or flat is None:  # another thread was faster
-            return
-        if self.watched:
-            self.watch(gradient)
-        pairs = zip(parameters, self.trained, strict=True)
-        marked = [p for p, was_trained in pairs if was_trained and p.grad is not None]
-        frozen = [p for p in marked if not p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        _unmark(marked)
-        if self.replicas is not None:
-            gradient = self.replicas.average(gradient)
-        with torch.autocast(gradient.device.type, enabled=False), exact_products():
-            torch.autograd.backward(flat, gradient, inputs=marked, retain_graph=True)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-
-
-class WaitingParameter(nn.Parameter):
-    """What a parameter of a generator is as long as its gradient is deferred: to read, write or
-    clear `grad` completes those of all.
-    """
-
-    @property
-    def grad(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
-        """The gradient of all backward passes so far."""
-        self._complete()
-        return _present_grad(self)
-
-    @grad.setter
-    def grad(self, value: Tensor | None) -> None:
-        self._complete()  # as it replaces or clears this gradient alone, and those of others count
-        _GRAD.__set__(self, value)
-
-    @grad.deleter
-    def grad(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        self._complete()
-        _GRAD.__delete__(self)
-
-    def _complete(self) -> None:
-        for binding in _live_of([self]):
-            binding.flush()
-
-    def stop_waiting(self) -> None:
-        """Be an ordinary parameter again."""
-        own: Any = self
-        own.__class__ = nn.Parameter
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
-        copied: Any = super().__deepcopy__(memo)
-        copied.__class__ = nn.Parameter  # a copied binding defers nothing yet
-        return copied
-
-
-def _let_wait(parameter: nn.Parameter) -> bool:
-    """Make it one whose gradient is completed when somebody reads it, if it is a usual one."""
-    if type(parameter) is nn.Parameter:
-        parameter.__class__ = WaitingParameter
-    return isinstance(parameter, WaitingParameter)
-
-
-_GRAD: Any = Tensor.grad  # PyTorch's own, which completes nothing
-
-
-def _present_grad(parameter: Tensor) -> Tensor | None:
-    return _GRAD.__get__(parameter)
 
 
 class Binding:
@@ -378,9 +246,6 @@ class Binding:
             refuse_write()
         trained = any(p.requires_grad for p in parameters)
         builds_graph = trained and torch.is_grad_enabled()
-        self._forget_cleared()
-        if self._gradients.deferred is not None and self._gradients.trained != _trained(parameters):
-            self.flush()  # a parameter was frozen or thawed: the sum belongs to those from before
         current = self._evaluation
         if current is None or not current.is_current(self.generator, compares_values):
             # hooks of an outer checkpoint or an offload would count the tensors of this graph
@@ -389,7 +254,6 @@ class Binding:
                 nullcontext() if has_transforms else saved_tensors_hooks(Tensor.detach, _same)
             )
             with torch.inference_mode(False), torch.set_grad_enabled(trained), unhooked:
-                self.flush()  # through the graph of the values it belongs to
                 self._tensors = []  # before, as Ctrl-C may come in between
                 current = self._evaluation = Evaluation(self._evaluate, self.generator)
         has_node = bool(self._tensors) and self._tensors[0].requires_grad
@@ -438,12 +302,8 @@ class Binding:
                 self._evaluation = None
 
     def invalidate(self) -> None:
-        """Discard the evaluation: the first operation on an adapter tensor evaluates again.
-
-        Deferred gradients are added before.
-        """
+        """Discard the evaluation: the first operation on an adapter tensor evaluates again."""
         with _lock:
-            self.flush()
             self._evaluation = None
             self._tensors = []
             self.place_stand_ins()
@@ -501,45 +361,6 @@ class Binding:
                 ),
                 stacklevel=2,
             )
-
-    @property
-    def is_deferred(self) -> bool:
-        """Whether gradients wait for the backward pass of the generator."""
-        with _lock:
-            self._forget_cleared()
-            return self._gradients.deferred is not None
-
-    def stop_waiting(self) -> bool:
-        """Called before a step of the optimizer. Whether gradients wait although it steps; later
-        ones do not.
-        """
-        with _lock:
-            is_early = self.is_deferred
-            if is_early:
-                self._gradients.may_wait = False
-                if _is_scaled():
-                    self._gradients.take()
-                    _unmark(self.generator.parameters())
-            return is_early
-
-    def flush(self) -> None:
-        """Run the backward pass of the generator for deferred gradients."""
-        with _lock:
-            self._forget_cleared()
-            gradients = self._gradients
-            if gradients.deferred is not None and not gradients.is_marking:
-                gradients.flush(self.generator.parameters())
-
-    def _forget_cleared(self) -> None:
-        """Forget deferred gradients if somebody has cleared `grad`: an interrupted window must not
-        leak into the next.
-        """
-        gradients = self._gradients
-        if gradients.deferred is None or gradients.is_marking:
-            return
-        present = map(_present_grad, self.generator.parameters())
-        if not any(gradient is not None and gradient.any() for gradient in present):
-            gradients.take()
 
     def _place(self) -> None:
         if not self._is_placed:
@@ -600,8 +421,6 @@ class Binding:
         return new
 
 
-_MARK = 2e-38  # about the smallest normal number of float32
-_LARGEST_MARK = 1e-30  # of many marks that somebody scaled; a gradient below has no effect
 # PEFT reads the device of a prefix before the model's forward pass
 _WITHOUT_VALUES = [getattr(Tensor, name).__get__ for name in ("device", "dtype", "is_meta")]
 
@@ -670,31 +489,20 @@ class _Boundary(torch.autograd.Function):
         refuse_second_derivative()
         # `gradient` (P,) is the sum over all views: lora_A, lora_B, ... of every layer
         gradients = ctx.gradients
-        if _accumulates(ctx):
-            # of the forward pass, and still
-            pairs = zip(ctx.parameters, ctx.needs_input_grad[2:], strict=True)
-            trained = [was_trained and p.requires_grad for p, was_trained in pairs]
-            if gradients.deferred is not None and not gradients.is_of(ctx.flat, trained):
-                gradients.flush(ctx.parameters)
-            if not any(trained):
-                return (None,) * (2 + len(ctx.parameters))
-            has_hooks = any(map(_has_hooks, ctx.parameters))
-            if has_hooks and _is_nested():
-                raise RuntimeError(
-                    "reentrant activation checkpointing gives the generator a partial gradient for"
-                    " each segment, which hooks of its parameters, such as an optimizer in the"
-                    " backward pass, take for the whole; use"
-                    " activation_checkpointing_kwargs={'use_reentrant': False}"
-                )
-            if gradients.may_wait and _awaits_more() and not has_hooks:  # they want gradients
-                gradients.defer(gradient, ctx.flat, ctx.parameters, trained)
-                return (None, None, *map(_mark, ctx.parameters))
-            deferred = gradients.take()
-            if deferred is not None:
-                gradient = gradient + deferred
-                _unmark(ctx.parameters)
-            if gradients.watched:
-                gradients.watch(gradient)
+        # of the forward pass, and not frozen since then, as PyTorch adds nothing to `grad` of those
+        pairs = zip(ctx.parameters, ctx.needs_input_grad[2:], strict=True)
+        wanted = [p for p, was_trained in pairs if was_trained and p.requires_grad]
+        if not wanted:
+            return (None,) * (2 + len(ctx.parameters))
+        if any(map(_has_hooks, wanted)) and _is_nested():
+            raise RuntimeError(
+                "reentrant activation checkpointing gives the generator a partial gradient for"
+                " each segment, which hooks of its parameters, such as an optimizer in the"
+                " backward pass, take for the whole; use"
+                " activation_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        if gradients.watched:
+            gradients.watch(gradient)
         ctx.runs += 1
         if gradients.replicas is not None:
             gradient = gradients.replicas.average(gradient)
@@ -706,9 +514,6 @@ class _Boundary(torch.autograd.Function):
                 " False}"
             )
         # from here: through the generator's own graph, to one gradient for each parameter
-        wanted = [p for p in ctx.parameters if p.requires_grad]
-        if not wanted:  # frozen since the forward pass
-            return (None,) * (2 + len(ctx.parameters))
         # Autocast would also apply to a backward pass that is called inside it. Gradients are
         # enabled for nodes that compute with autograd; the simulator's own backward pass still runs
         # without, as `create_graph` is false.
@@ -723,25 +528,6 @@ class _Boundary(torch.autograd.Function):
         return (None, None, *[gradient_of.get(id(p)) for p in ctx.parameters])
 
 
-_was_left = False  # whether an optimizer stepped inside of accelerate's present window
-
-
-def _awaits_more() -> bool:
-    """Whether accelerate says that more micro-batches follow before the optimizer step.
-
-    An interrupted Trainer leaves that said to all later loops of the process.
-    """
-    global _was_left
-    is_last = GradientState._shared_state.get("sync_gradients", True)
-    _was_left = _was_left and not is_last
-    return not (is_last or _was_left)
-
-
-def _is_scaled() -> bool:
-    """Whether accelerate scales losses; at an optimizer step the gradients have been unscaled."""
-    return AcceleratorState._shared_state.get("_mixed_precision") == "fp16"
-
-
 def _is_nested() -> bool:
     """Whether the backward pass runs inside that of another node, as in reentrant checkpointing."""
     n_nodes = 0
@@ -750,10 +536,6 @@ def _is_nested() -> bool:
         n_nodes += frame.f_code is BackwardCFunction.apply.__code__
         frame = frame.f_back
     return n_nodes > 1
-
-
-def _trained(parameters: Iterable[Tensor]) -> list[bool]:
-    return [parameter.requires_grad for parameter in parameters]
 
 
 def _has_hooks(parameter: Any) -> bool:
@@ -781,43 +563,6 @@ def _without_hooks(parameters: Sequence[Any]) -> Iterator[None]:
 def _module_of(slot: Slot) -> str:
     """The name of the module that a LoRA's tensor belongs to."""
     return slot.label.rpartition(".lora_")[0]
-
-
-def _mark(parameter: Tensor) -> Tensor:
-    """What `grad` of a parameter gets for a deferred gradient: zeros with one entry that is too
-    small to change a gradient, and gone once somebody clears `grad`, by None or by zeros.
-
-    The content tells it alone: the version of `grad` also changes when somebody clips or scales it,
-    and no hook of PyTorch runs when it is cleared.
-    """
-    mark = parameter.new_zeros(parameter.shape)  # contiguous, so that flatten is a view
-    mark.flatten()[:1] = _MARK
-    return mark
-
-
-def _unmark(parameters: Iterable[Tensor]) -> None:
-    """Remove the marks from `grad`. Next to a gradient of 0 an optimizer that takes signs, such as
-    Lion, would follow them.
-    """
-    for parameter in parameters:
-        if parameter.grad is not None and parameter.numel():
-            first = parameter.grad[(0,) * parameter.ndim]
-            first.masked_fill_(first.abs() < _LARGEST_MARK, 0.0)
-
-
-def _accumulates(node: Any) -> bool:
-    """Whether the backward pass that runs this node adds to `grad` of the parameters, in place of
-    returning gradients, as `torch.autograd.grad` does.
-
-    Only the engine knows, and its question is private; `torch.autograd.graph.register_multi_grad_hook`
-    asks it, too. Public hooks of the leaves run behind this node, which by then has returned.
-    """
-    try:
-        return all(
-            torch._C._will_engine_execute_node(leaf) for leaf, _ in node.next_functions if leaf
-        )
-    except RuntimeError:  # PyTorch has no other answer for a leaf whose gradient is returned
-        return False
 
 
 def _same(saved: Tensor) -> Tensor:
@@ -857,7 +602,6 @@ def _before_loading(generator: Generator, *_: Any) -> None:
     """Values are loaded in full precision, to the device of the generator."""
     generator.home = generator.fingerprint.device
     for binding in _live_of(generator.parameters()):
-        binding.flush()
         binding.restore_precision()
 
 
@@ -890,38 +634,5 @@ def _on_trained(method: Callable[[Binding], None], optimizer: Optimizer, *_: Any
         method(binding)
 
 
-def _before_step(optimizer: Optimizer, *_: Any) -> None:
-    """Add gradients that still wait for the last backward pass of one of accelerate's windows."""
-    global _was_left
-    own = _live_of(p for group in optimizer.param_groups for p in group["params"])
-    is_early = [binding.stop_waiting() for binding in own]
-    if any(is_early):
-        _was_left = _awaits_more()
-        reason = (
-            "the optimizer steps while gradients of a generator wait for another micro-batch, as"
-            " after a Trainer that was interrupted, next to a model that accumulates, or where the"
-            " last micro-batch of a window has no backward pass"
-        )
-        consequence = (
-            "with fp16 they are scaled, so this step is made without them"
-            if _is_scaled()
-            else "they became complete only in this step"
-        )
-        warnings.warn(
-            QpeftWarning(
-                f"{reason}: {consequence}. The next ones are complete after each backward pass, so a"
-                " generator, and a device that runs its circuits, works once for each micro-batch"
-            ),
-            stacklevel=2,
-        )
-    for binding in own:
-        _complete(binding)
-
-
-def _complete(binding: Binding) -> None:
-    binding.flush()
-    binding.report_unused()
-
-
-register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_pre_hook(partial(_on_trained, Binding.report_unused))
 register_optimizer_step_post_hook(partial(_on_trained, Binding.invalidate))

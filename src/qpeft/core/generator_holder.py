@@ -363,8 +363,6 @@ class GeneratorHolder(nn.ModuleDict):
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        for binding in self.bindings.values():
-            binding.flush()  # through the graph of the present parameters
         result = super()._apply(fn, recurse)
         for binding in self.bindings.values():
             binding.cast_slots(fn)
