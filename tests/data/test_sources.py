@@ -357,6 +357,7 @@ def test_parts_of_splits_are_those_of_the_library(tmp_path):
             texts(wrong)
 
 
+@pytest.mark.filterwarnings("ignore:not read in .*assets")
 @pytest.mark.parametrize("beside", ["assets/logo.png", "README.md"])
 def test_other_files_do_not_decide_what_a_split_is(tmp_path, monkeypatch, beside):
     """Such as a picture of the data set, or a card that names the files of the splits."""

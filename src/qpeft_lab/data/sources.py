@@ -324,11 +324,10 @@ def _read_splits(source: str, of_splits: Mapping[str, list[Path]], by_line: bool
     spec = str(name.split)
     wanted = {part.partition("[")[0] for part in spec.split("+")}
     in_splits = {file for files in of_splits.values() for file in files}
-    others = [each for each in visible(name.path) if each not in in_splits]
     unread = ", ".join(
         each.name
-        for each in others
-        if _SPLIT.search(each.name) or (each.is_dir() and any(map(_is_table, each.rglob("*"))))
+        for each in visible(name.path)
+        if each not in in_splits and each.name != "README.md"
     )
     if unread:
         found = f"not read in {name.path}: {shorten(unread, 80, placeholder=', ...')}"
