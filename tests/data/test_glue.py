@@ -10,7 +10,8 @@ from folders import write_rows
 from qpeft.errors import ConfigError, DataError, DataWarning
 from qpeft_lab import RunSettings
 from qpeft_lab.data.glue import TASKS
-from qpeft_lab.data.sources import SourceName, has_validation_split, load_rows, parse_source
+from qpeft_lab.data.names import SourceName, parse_source
+from qpeft_lab.data.sources import has_validation_split, load_rows
 from qpeft_lab.settings import settings_from
 from qpeft_lab.training.tasks import TASK_CLASSES
 

@@ -10,8 +10,9 @@ import pytest
 from qpeft.core.checkpoint import CONFIG, WEIGHTS
 from qpeft.errors import ConfigError, DataError, DataWarning
 from qpeft_lab import revisions
+from qpeft_lab.data.folders import content_hash
 from qpeft_lab.data.labelled import collect_labels, label_name, load_labelled_texts
-from qpeft_lab.data.sources import content_hash, load_examples, load_rows
+from qpeft_lab.data.sources import load_examples, load_rows
 from qpeft_lab.data.text import TEMPLATES, _render_chat
 from qpeft_lab.files import parse_yaml
 from qpeft_lab.settings import RunSettings

@@ -18,14 +18,10 @@ from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of, temp
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, cell, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
+from qpeft_lab.data.folders import content_hash
 from qpeft_lab.data.glue import find_glue
-from qpeft_lab.data.sources import (
-    content_hash,
-    has_validation_split,
-    parse_source,
-    rows_of,
-    spread,
-)
+from qpeft_lab.data.names import parse_source, rows_of
+from qpeft_lab.data.sources import has_validation_split, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.settings import COLUMNS, RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding

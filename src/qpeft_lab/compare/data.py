@@ -18,9 +18,11 @@ from qpeft.errors import DataError
 from qpeft.files import read_json, write_json, write_text
 from qpeft.folders import replace_folder
 from qpeft_lab.compare.study import Study
+from qpeft_lab.data.folders import content_hash
 from qpeft_lab.data.images import image_bytes, load_images, write_images
 from qpeft_lab.data.labelled import load_labelled_texts
-from qpeft_lab.data.sources import content_hash, has_validation_split, load_examples, parse_source
+from qpeft_lab.data.names import parse_source
+from qpeft_lab.data.sources import has_validation_split, load_examples
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import json_line, locked
 from qpeft_lab.settings import COLUMNS, SharedSettings

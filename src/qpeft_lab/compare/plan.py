@@ -36,8 +36,8 @@ from qpeft_lab.compare.study import (
     rates_of,
     read_study,
 )
+from qpeft_lab.data.folders import content_hash
 from qpeft_lab.data.glue import PREFIX as GLUE
-from qpeft_lab.data.sources import content_hash
 from qpeft_lab.data.text import is_template_file, read_template
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_file, sealed

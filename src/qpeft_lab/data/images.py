@@ -17,17 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.errors import DataError, DataWarning
 from qpeft.files import replace_file
+from qpeft_lab.data.files import class_columns, class_name, is_image, load_file, visible
+from qpeft_lab.data.folders import SPLIT_FOLDERS
 from qpeft_lab.data.labelled import Labelled, label_name
-from qpeft_lab.data.sources import (
-    SPLIT_FOLDERS,
-    class_columns,
-    class_name,
-    is_image,
-    load_file,
-    load_split,
-    parse_source,
-    visible,
-)
+from qpeft_lab.data.names import parse_source
+from qpeft_lab.data.sources import load_split
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,7 +13,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from qpeft.errors import DataError, DataWarning
-from qpeft_lab.data.sources import Row, kept_rows, load_rows, note_empty, note_unread, parse_source
+from qpeft_lab.data.files import Row
+from qpeft_lab.data.names import parse_source
+from qpeft_lab.data.sources import kept_rows, load_rows, note_empty, note_unread
 
 if TYPE_CHECKING:
     from qpeft_lab.settings import SharedSettings

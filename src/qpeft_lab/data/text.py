@@ -19,15 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, DataError, DataWarning, InputError
 from qpeft_lab.base_files import NO_CHAT_TEMPLATE
+from qpeft_lab.data.files import Row, cause
 from qpeft_lab.data.labelled import HELD_OUT_EVERY
-from qpeft_lab.data.sources import (
-    Row,
-    cause,
-    has_validation_split,
-    kept_rows,
-    load_examples,
-    spread,
-)
+from qpeft_lab.data.sources import has_validation_split, kept_rows, load_examples, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

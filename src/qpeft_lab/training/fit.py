@@ -25,7 +25,9 @@ from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.files import file_hash, write_text
 from qpeft.methods.method import imported
 from qpeft_lab.base_model import fingerprint, has_files
-from qpeft_lab.data.sources import content_hash, has_validation_split, rows_of, spread
+from qpeft_lab.data.folders import content_hash
+from qpeft_lab.data.names import rows_of
+from qpeft_lab.data.sources import has_validation_split, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.data.text import is_template_file
 from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked

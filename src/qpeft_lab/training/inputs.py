@@ -12,7 +12,8 @@ from qpeft_lab.base_files import (
     context_of,
     lacks_chat_template,
 )
-from qpeft_lab.data.sources import begins_with_messages, parse_source
+from qpeft_lab.data.names import parse_source
+from qpeft_lab.data.sources import begins_with_messages
 from qpeft_lab.files import output_file
 from qpeft_lab.settings import RunSettings
 

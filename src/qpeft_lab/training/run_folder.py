@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json, read_json, write_json
-from qpeft_lab.data.sources import part_of
+from qpeft_lab.data.names import part_of
 from qpeft_lab.files import RUN_AGAIN, output_file, read_json_lines, remove_unfinished
 from qpeft_lab.settings import RunSettings, settings_from
 from qpeft_lab.training.inputs import RESULT
