@@ -505,6 +505,20 @@ def test_measurements_that_are_not_used_are_named(measure, warns):
         from_pennylane(qml.transforms.merge_rotations(circuit), (1,))
 
 
+@pytest.mark.parametrize("order, warns", [([0, 1, 2], False), ([2, 0, 1], True)])
+def test_order_of_the_wires_of_a_device_is_named(order, warns):
+    """Its bare `qml.probs()` has the basis states in this order."""
+
+    @qml.qnode(qml.device("default.qubit", wires=order))
+    def circuit(angles):
+        qml.RY(angles[0], wires=1)
+        return qml.probs()
+
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        from_pennylane(circuit, (1,))
+    assert [("qml.probs([0, 1, 2])" in str(each.message)) for each in caught] == [True] * warns
+
+
 def test_noise_and_shots_of_a_device_are_named():
     def circuit(angles):
         qml.RY(angles[0], wires=0)

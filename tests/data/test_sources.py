@@ -310,13 +310,6 @@ def test_files_of_a_split_that_cannot_be_read_are_named(tmp_path):
         assert load_rows(f"{tmp_path}::train", "train") == [{"text": "a"}]
 
 
-def test_splits_under_other_names_are_named(tmp_path):
-    for name in ("train", "gold_test"):
-        write(tmp_path / f"{name}.jsonl", [{"text": name}])
-    with pytest.warns(DataWarning, match=r"read together, .*gold_test.jsonl, train.jsonl"):
-        assert len(load_rows(str(tmp_path), "train")) == 2
-
-
 def test_splits_that_the_library_cannot_tell_apart_are_not_read_as_one(tmp_path, monkeypatch):
     """`datasets` takes the letters of Train.jsonl and Test.jsonl for no split."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -375,10 +368,28 @@ def test_other_files_do_not_decide_what_a_split_is(tmp_path, monkeypatch, beside
 def test_names_that_only_contain_the_letters_of_a_split_are_read(tmp_path):
     for name in ("trains", "contest", "evaluator", "how to train", "test plan"):
         write(tmp_path / f"{name}.jsonl", [{"text": name}])
-    with pytest.warns(
-        DataWarning, match=r"named after splits \(how to train.jsonl, test plan.jsonl"
-    ):
+    with pytest.warns(DataWarning, match=r"named after splits \(how to train.jsonl, trains.jsonl"):
         assert len(load(str(tmp_path))) == 5
+
+
+@pytest.mark.parametrize(
+    "names, part",
+    [
+        (("train", "holdout"), ""),
+        (("train", "gold_test"), ""),
+        (("mytrain", "mytest"), ""),
+        (("trn", "tst"), ""),
+        (("TrainingSet", "TestSet"), ""),
+        (("train", "train_old"), "::train"),
+    ],
+)
+def test_files_that_may_be_splits_under_other_names_are_named(tmp_path, names, part):
+    for name in names:
+        write(tmp_path / f"{name}.jsonl", [{"text": name}])
+    first, second = names
+    listed = rf"read together, .* \({first}.jsonl, {second}.jsonl\)"
+    with pytest.warns(DataWarning, match=listed):
+        assert len(load(f"{tmp_path}{part}")) == 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 import qpeft
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import CheckpointError
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import read_json
 from qpeft.testing import generator_contract
 from qpeft_lab.diagnose.adapters import Adapter
@@ -47,6 +47,25 @@ def test_contract(own):
         dense_reference=dense_reference,
         make_other=lambda: make(0, angle_scale=1.0),
     )
+
+
+BROKEN = {
+    "forward, as dropout does": lambda flat: torch.nn.functional.dropout(flat, 0.5),
+    "has no gradient": lambda flat: flat.detach(),
+    "has returned .* in complex64": lambda flat: flat.to(torch.complex64),
+    "has returned .* in bfloat16": lambda flat: flat.bfloat16(),
+    r"has returned \(1, \d+\)": lambda flat: flat[None],
+    r"must return a flat vector \(128,\) .* has returned \(127,\)": lambda flat: flat[:-1],
+}
+
+
+@pytest.mark.parametrize("named", BROKEN)
+def test_generator_that_breaks_a_rule_is_refused(own, llama, monkeypatch, named):
+    forward = own.RingGenerator.forward
+    monkeypatch.setattr(own.RingGenerator, "forward", lambda self: BROKEN[named](forward(self)))
+    model = get_peft_model(copy.deepcopy(llama), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match=named):
+        qpeft.attach(model, own.RingConfig(n_qubits=4, n_layers=2))
 
 
 def test_save_load_export_and_diagnosis(own, llama, ids, adapters, tmp_path):

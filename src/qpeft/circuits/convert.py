@@ -219,12 +219,13 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     labels = list(getattr(circuit, "device", tape).wires or tape.wires)
     if all(isinstance(label, int) for label in labels):
         labels.sort()
+    of_device = list(getattr(getattr(circuit, "device", None), "wires", None) or ())
     unused = [
         str(measured)
         for measured in [*tape.measurements, *getattr(circuit, "compile_pipeline", ())]
         if not isinstance(measured, ProbabilityMP)
         or measured.obs is not None
-        or (measured.wires and list(measured.wires) != labels)
+        or (list(measured.wires) or of_device or labels) != labels
     ]
     unused += _of_device(circuit)
     if unused:

@@ -62,7 +62,7 @@ from qpeft.circuits.numerics import exact_products, refuse_second_derivative, re
 from qpeft.core.generator import circuits_in
 from qpeft.core.replication import Replicas, keep_whole, n_processes, refuse_sharded
 from qpeft.core.slots import Slot, refuse_hook, refuse_write
-from qpeft.errors import QpeftWarning, TrainingError
+from qpeft.errors import ConfigError, QpeftWarning, TrainingError
 
 if TYPE_CHECKING:
     from qpeft.core.generator import Generator
@@ -256,12 +256,22 @@ class Binding:
             with torch.inference_mode(False), torch.set_grad_enabled(trained), unhooked:
                 self._tensors = []  # before, as Ctrl-C may come in between
                 current = self._evaluation = Evaluation(self._evaluate, self.generator)
+            self._check_flat(current.flat)
         has_node = bool(self._tensors) and self._tensors[0].requires_grad
         needs_node = builds_graph and (has_new_node or not has_node)
         is_frozen = has_node and not trained  # since then
         if not self._tensors or needs_node or is_frozen:
             self._tensors = self._views(current.flat, detached=not trained)
             self._is_placed = False
+
+    def _check_flat(self, flat: Tensor) -> None:
+        size = sum(self.sizes)
+        if flat.shape != (size,) or flat.dtype not in (torch.float32, torch.float64):
+            raise ConfigError(
+                f"{type(self.generator).__name__} must return a flat vector ({size},) in float32, one"
+                f" number for each parameter of the adapter; it has returned {tuple(flat.shape)} in"
+                f" {str(flat.dtype).removeprefix('torch.')}"
+            )
 
     @property
     def is_on_cpu(self) -> bool:

@@ -70,6 +70,26 @@ class _Home(NamedTuple):
             )
 
 
+def _check_rules(generator: Generator) -> None:
+    """Raise ConfigError if a generator of somebody's own is random, or cannot be trained: exports
+    and gradients would be of other values than the layers'.
+    """
+    if type(generator).__module__.partition(".")[0] == "qpeft":  # tests show it
+        return
+    name = type(generator).__name__
+    with exact_circuits(), torch.enable_grad():
+        first, second = generator(), generator()
+    if not torch.equal(first, second):
+        raise ConfigError(
+            f"two evaluations of {name} differ: draw no random numbers in forward, as dropout does,"
+            " and change no buffer there"
+        )
+    if any(p.requires_grad for p in generator.parameters()) and not first.requires_grad:
+        raise ConfigError(
+            f"the output of {name} has no gradient: forward must neither detach it nor leave torch"
+        )
+
+
 class GeneratorHolder(nn.ModuleDict):
     """The generator of each adapter, by the adapter's name.
 
@@ -132,6 +152,7 @@ class GeneratorHolder(nn.ModuleDict):
         parameter: Any = slots[0].owner._parameters[slots[0].name]
         # not on the meta device, because a generator always has values
         binding = Binding(generator.to("cpu" if parameter.is_meta else parameter.device), slots)
+        _check_rules(generator)
         self[adapter_name] = generator
         self.bindings[adapter_name] = binding
         self.configs[adapter_name] = config

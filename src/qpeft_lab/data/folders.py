@@ -21,6 +21,7 @@ _SPLIT = re.compile(
     r"(?<![a-z])(train|validation|valid|val|dev|test|eval)(ing|uation|set|data)?(?![a-z])",
     re.IGNORECASE,
 )
+_TRAIN = re.compile("train|trn", re.IGNORECASE)
 SPLIT_FOLDERS = {  # of images
     "train": "train",
     "training": "train",
@@ -87,6 +88,7 @@ def read_splits(source: str, of_splits: Mapping[str, list[Path]], by_line: bool)
         split: {file: read_file(file, by_line) for file in of_splits[split]} for split in wanted
     }
     for split in wanted:
+        _note_together(f"{name.name}::{split}", of_splits[split], of_splits[split])
         refuse_other_columns(of_files[split])
     rows = {
         split: [row for of_file in of_files[split].values() for row in of_file] for split in wanted
@@ -102,7 +104,7 @@ def read_splits(source: str, of_splits: Mapping[str, list[Path]], by_line: bool)
 def refuse_splits(source: str, files: Sequence[Path]) -> None:
     """Raise DataError for a folder that is divided into splits, such as train.csv and test.csv.
 
-    Warns if files are named after splits of different things, which may be one data set.
+    Warns of files that may be such splits, under other names.
     """
     splits: dict[str, set[str]] = {}  # by the other letters of the name
     for file in files:
@@ -119,12 +121,21 @@ def refuse_splits(source: str, files: Sequence[Path]) -> None:
                 f" together; name one, such as {parse_source(source).name}::train, or the file of one, such"
                 f" as {files[0]}"
             )
-    words = set[str]().union(*splits.values())
-    if "train" in words and len(words) > 1:
-        named = ", ".join(file.name for file in files if _SPLIT.search(file.stem))
+    _note_together(source, [file for file in files if _TRAIN.search(file.stem)], files)
+
+
+def _note_together(source: str, named: Sequence[Path], files: Sequence[Path]) -> None:
+    """Warn if some of the files that are read together are named after a split, and others are not
+    named like them, such as train.csv and holdout.csv; train-00.csv and train-01.csv are.
+    """
+    names = {re.sub(r"[\W\d_]", "", file.stem).lower() for file in files}
+    if named and len(names) > 1:
+        others = [file for file in files if file not in named]
+        listed = ", ".join(file.name for file in [*named, *others])
+        listed = shorten(listed, 80, placeholder=", ...")
         found = f"the files of {source} are read together, although some are named after splits"
         warnings.warn(
-            DataWarning(f"{found} ({named}); if they are, name one of them"), stacklevel=2
+            DataWarning(f"{found} ({listed}); if they are, name one of them"), stacklevel=2
         )
 
 
