@@ -6,11 +6,12 @@ import hashlib
 import json
 import math
 import shutil
+import warnings
 
 import pytest
 import torch
 from folders import write_rows
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -465,6 +466,10 @@ def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, save_adapte
     adapter = save_adapter(target_modules=["lm_head"])
     assert "--untie" in qpeft_cli(f"export {adapter} --out {out} --merge", code=2).stderr
     assert not any(tmp_path.iterdir())
+    of_stock = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    with warnings.catch_warnings(action="ignore"):  # PEFT's, on tied heads
+        get_peft_model(load_base(base_folder), of_stock).save_pretrained(tmp_path / "stock")
+    assert "--untie" in qpeft_cli(f"export {tmp_path / 'stock'} --out {out} --merge", code=2).stderr
 
     qpeft_cli(f"export {adapter} --out {out} --merge --untie", code=0)
     live = qpeft.load(load_base(base_folder), adapter).eval()

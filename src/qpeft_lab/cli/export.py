@@ -153,11 +153,13 @@ def _written(
 ) -> dict[str, Any]:
     """Write and verify the export, which replaces `out`, and the file `gguf`; what was written."""
     import torch
+    from peft.tuners.tuners_utils import BaseTuner
 
     import qpeft
     from qpeft.core.export import probe_inputs, tolerance
     from qpeft.core.generator_holder import holder_of
     from qpeft.core.model_card import keep_card, load_lines
+    from qpeft.core.targets import check_not_tied
     from qpeft.folders import replace_folder
     from qpeft_lab.base_model import load_config, warn_of_own_tokenizer
     from qpeft_lab.data.task_types import TASKS
@@ -192,6 +194,8 @@ def _written(
                 raise ConfigError(
                     "this kind of adapter cannot be merged into the base; use it with PEFT as it is"
                 )
+            if isinstance(tuner := live.base_model, BaseTuner):  # a stock one does not ask
+                check_not_tied(tuner.model, tuner.targeted_module_names)
             live.merge_and_unload().save_pretrained(target)  # type: ignore[operator]
             task = record.task if record else "causal-lm"
             processor = load_processor(base, task, trusted)
