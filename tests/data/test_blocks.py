@@ -1,4 +1,5 @@
 import copy
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from qpeft_lab.data.text import (
     encode,
     load_blocks,
     mark_after_answer,
+    note_unused,
     read_template,
 )
 from qpeft_lab.training.tasks import CausalLM
@@ -93,6 +95,16 @@ def chat(tokenizer):
         " endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     return chat
+
+
+@pytest.mark.parametrize("part, warns", [("train", True), ("reasoning", True), ("name", False)])
+def test_part_of_a_message_that_the_template_does_not_read_is_named(chat, part, warns):
+    chat.chat_template = chat.chat_template.replace("[{{ m.role }}]", "[{{ m.name or m.role }}]")
+    rows = [{"messages": [{"role": "assistant", "content": "a", "weight": 1, part: False}]}]
+    run = RunSettings(model="x", data="a.jsonl", out="y")
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        note_unused(rows, run, chat)
+    assert [f"have {part}, which" in str(each.message) for each in caught] == [True] * warns
 
 
 ASKED = [{"prompt": "A fox", "completion": " jumps"}]

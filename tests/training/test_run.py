@@ -305,9 +305,14 @@ def test_unusable_folder_is_refused(settings, tmp_path, monkeypatch):
         train(settings())
     monkeypatch.delenv("WORLD_SIZE")
     # as by accelerate launch --mixed_precision
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(ConfigError, match="ACCELERATE_MIXED_PRECISION=bf16 is set"):
-        train(settings())
+    for name, value in (
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+    ):
+        with monkeypatch.context() as environment:
+            environment.setenv(name, value)
+            with pytest.raises(ConfigError, match=f"{name}={value} is set"):
+                train(settings())
 
 
 DAMAGES = {

@@ -62,6 +62,19 @@ def test_h_rounding_is_said_where_the_first_layer_adds_nothing(half):
         half.merge_adapter()
 
 
+@pytest.mark.filterwarnings("ignore:merg")
+@pytest.mark.parametrize("half", ["qpa", "cua", "attached to lora"], indirect=True)
+def test_h_modes_of_single_modules_are_kept(half):
+    """As of dropout that somebody has switched off in training."""
+    half.train()
+    for index, module in enumerate(half.modules()):
+        module.training = bool(index % 2)
+    modes = [module.training for module in half.modules()]
+    half.merge_adapter()
+    half.unmerge_adapter()
+    assert [module.training for module in half.modules()] == modes
+
+
 def test_h_merge_in_float32_warns_of_nothing(llama):
     move(VARIANTS["qpa"].adapt(llama)).merge_and_unload()
 

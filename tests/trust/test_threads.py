@@ -111,6 +111,30 @@ class Slow(nn.Module):
         return flat
 
 
+def test_t_hooks_of_parameters_run_once_in_each_of_two_backward_passes(llama, ids, monkeypatch):
+    """The second thread's pass begins and ends within the first one's, where no hook is due."""
+    torch.manual_seed(0)
+    model = move(VARIANTS["qpa"].adapt(llama)).double()
+    values = [model(row[None], labels=row[None]).loss for row in ids[:2]]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expected = [0.5 * g for g in torch.autograd.grad(sum(values), parameters, retain_graph=True)]
+    for parameter in parameters:
+        parameter.register_hook(lambda gradient: 0.5 * gradient)
+    own = torch.autograd.grad
+    threads = [Thread(target=values[1].backward)]
+
+    def grad(*args, **kwargs):
+        if threads:
+            thread = threads.pop()
+            thread.start()
+            thread.join()
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    values[0].backward()
+    torch.testing.assert_close([p.grad for p in parameters], expected)
+
+
 def test_t_slow_evaluation_does_not_replace_a_later_one():
     """What QPA did: an evaluation that began before a step placed its values behind it."""
     generator = Slow()

@@ -42,8 +42,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
-from threading import RLock
+from functools import partial, wraps
+from threading import RLock, local
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 
 
 _lock = RLock()  # a thread can evaluate a model while another one trains it
+_thread = local()  # whether this thread is in the backward pass of a generator's own graph
 
 
 class Evaluation:
@@ -559,15 +560,30 @@ def _has_hooks(parameter: Any) -> bool:
 
 @contextmanager
 def _without_hooks(parameters: Sequence[Any]) -> Iterator[None]:
-    """Within: the hooks of the parameters do not run, because PyTorch runs them behind the node."""
-    hooked = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
-    for parameter, _ in hooked:
-        parameter._backward_hooks = None
+    """Within: the hooks of the parameters do nothing in this thread, because PyTorch runs them behind
+    the node. In another thread they may be due now.
+    """
+    for parameter in parameters:
+        hooks = parameter._backward_hooks or {}
+        for key, hook in list(hooks.items()):
+            if not hasattr(hook, "is_outside"):
+                hooks[key] = _outside(hook)
+    _thread.is_inside = True
     try:
         yield
     finally:
-        for parameter, hooks in hooked:
-            parameter._backward_hooks = hooks
+        _thread.is_inside = False
+
+
+def _outside(hook: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """The hook, which does nothing within `_without_hooks`."""
+
+    @wraps(hook)
+    def run(gradient: Tensor) -> Any:
+        return None if getattr(_thread, "is_inside", False) else hook(gradient)
+
+    run.is_outside = True  # type: ignore[attr-defined]
+    return run
 
 
 def _module_of(slot: Slot) -> str:

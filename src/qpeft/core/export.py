@@ -332,8 +332,8 @@ def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 @contextmanager
 def _unchanged(model: Any) -> Iterator[None]:
-    """Afterwards the same adapters are active, the same parameters trainable, and every module is in
-    the same mode.
+    """Afterwards the same adapters are active, the same parameters trainable, every module is in the
+    same mode, and PyTorch draws the same random numbers.
 
     The stock copy shares parameters with the live model, and loading its adapter freezes them.
     """
@@ -342,7 +342,8 @@ def _unchanged(model: Any) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
-        yield
+        with torch.random.fork_rng():  # the stock copy is initialized at random first
+            yield
     finally:
         _activate(model, active)
         model.train(is_training)

@@ -2,8 +2,8 @@
 by SHA-256.
 
 A safetensors file with `NAME.u` (d_out, R) and `NAME.v` (d_in, R) of each matrix in float16, with
-orthonormal columns. Its metadata contain a digest of the base model and the settings of the adapter
-for which the frames were made, as JSON. An adapter that refers to the file stores only the settings
+orthonormal columns. Its metadata contain a hash of these, a digest of the base model, and the settings
+of the adapter for which the frames were made, as JSON. An adapter that refers to the file stores only the settings
 that differ from these.
 
 A load reads the file once: its settings, its hash and the frames are those of the same bytes. So a
@@ -154,7 +154,8 @@ def write_frame_file(
     halves = {
         key: tensor.detach().half().cpu().contiguous() for key, tensor in sorted(tensors.items())
     }
-    header = {"format": _FORMAT, "base": base, "settings": dict(settings)}
+    content = _content_hash(halves)
+    header = {"format": _FORMAT, "base": base, "content": content, "settings": dict(settings)}
     data = save(halves, metadata={_KEY: json.dumps(header, sort_keys=True)})
     file = _decoded(path, data)
     try:
@@ -197,6 +198,9 @@ def _decoded(path: Path, data: bytes) -> FrameFile:
             raise ValueError(
                 f"format {header['format']!r}, {len(shapes)} matrices, base {header['base']!r}"
             )
+        content = header.get("content")  # since qpeft 0.3
+        if content is not None and content != _content_hash(tensors):
+            raise ValueError("its frames are not those that were written")
         sha256 = hashlib.sha256(data).hexdigest()
         file = FrameFile(path, sha256, dict(header["settings"]), header["base"], shapes, tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -204,6 +208,17 @@ def _decoded(path: Path, data: bytes) -> FrameFile:
             f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again"
         ) from error
     return file
+
+
+def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, in the order of the names: frames that were exchanged are
+    orthonormal, too.
+    """
+    content = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        content.update(name.encode())
+        content.update(tensor.numpy().tobytes())
+    return content.hexdigest()
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> FrameShape:

@@ -70,14 +70,15 @@ def _first_that_adds(model: nn.Module) -> _Measured | None:
     for name, layer in half_layers(model).items():
         if layer.merged:
             continue
-        was_training = layer.training
+        modes = [(module, module.training) for module in layer.modules()]
         layer.eval()  # without dropout
         try:
             inputs = inputs_of(layer)
             plain = output_in_float32(layer.base_layer, inputs)
             exact = output_in_float32(layer, inputs)
         finally:
-            layer.train(was_training)
+            for module, is_training in modes:
+                module.training = is_training
         if not torch.equal(exact, plain):
             return _Measured(name, layer, inputs, plain, exact)
     return None

@@ -363,7 +363,7 @@ def _score_answers(
         warn_of_own_tokenizer,
     )
     from qpeft_lab.data.sources import load_examples
-    from qpeft_lab.data.text import answered_prompts, note_unused_template, read_template
+    from qpeft_lab.data.text import answered_prompts, note_unused, read_template
     from qpeft_lab.metrics import score_texts
     from qpeft_lab.metrics.texts import encoder_layers
     from qpeft_lab.training.generate import generate_texts
@@ -379,7 +379,7 @@ def _score_answers(
     if settings.chat_template is not None:
         tokenizer.chat_template = read_template(settings.chat_template)
     rows = load_examples(settings.data, "validation", settings)
-    note_unused_template(rows, settings)
+    note_unused(rows, settings, tokenizer)
     known = answered_prompts(rows, tokenizer)
     if not known.answers:
         raise InputError(

@@ -4,6 +4,7 @@ blocks, and batched.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -66,7 +67,7 @@ def load_blocks(
     """
     make = partial(cut, seq_len=seq_len, tokenizer=tokenizer, pad_rows=settings.pad_rows)
     rows = load_examples(settings.data, "train", settings)
-    note_unused_template(rows, settings)
+    note_unused(rows, settings, tokenizer)
     validation = settings.eval_data or (
         settings.data if has_validation_split(settings.data) else None
     )
@@ -198,8 +199,27 @@ def adds_end(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer("a")["input_ids"][-1:] == end_of_text(tokenizer).ids.tolist() != []
 
 
-def note_unused_template(rows: Sequence[Row], settings: SharedSettings) -> None:
-    """Warn if a chat template is given and the rows have no messages."""
+def note_unused(
+    rows: Sequence[Row], settings: SharedSettings, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Warn if a chat template is given and the rows have no messages, or if their messages have
+    parts that the template does not contain, such as `train: false`.
+    """
+    messages = [message for row in rows for message in row.get("messages", ())]
+    parts = {part for message in messages for part in message if message[part] is not None}
+    template = str(tokenizer.chat_template)
+    unread = [
+        part
+        for part in sorted(parts - {"role", "content", "weight"})
+        if not re.search(rf"\b{re.escape(part)}\b", template)
+    ]
+    if unread:
+        found = (
+            f"messages of {settings.data} have {', '.join(unread)}, which the chat template does"
+        )
+        warnings.warn(
+            DataWarning(f"{found} not read; every message of an assistant is learned"), stacklevel=2
+        )
     if settings.chat_template is not None and "messages" not in rows[0]:
         warnings.warn(
             DataWarning(f"{settings.data} has no messages: the chat template is not used"),

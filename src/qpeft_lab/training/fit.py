@@ -75,12 +75,14 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
         raise ConfigError(
             "a run folder belongs to one process; start it without torchrun or accelerate launch"
         )
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision != "no":  # transformers' Trainer follows it, and no record or score would say so
-        raise ConfigError(
-            f"ACCELERATE_MIXED_PRECISION={precision} is set, as by accelerate launch; a run trains"
-            " and scores in float32 over a base of --dtype: unset it"
-        )
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"):
+        value = os.environ.get(name, "no")
+        # transformers' Trainer follows it, and no record or score would say so
+        if value.lower() != "no":
+            raise ConfigError(
+                f"{name}={value} is set, as by accelerate launch; a run trains and scores in float32"
+                " over a base of --dtype, and compiles nothing: unset it"
+            )
     config, generator = build_configs(settings)
     check_memory(settings, config, generator)
     if task is None:

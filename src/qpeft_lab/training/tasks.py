@@ -139,7 +139,7 @@ class CausalLM(Task):
             self.train, self.evaluation = text.load_blocks(s, self.seq_len, self.tokenizer)
         else:
             rows = load_examples(s.data, "validation", s)
-            text.note_unused_template(rows, s)
+            text.note_unused(rows, s, self.tokenizer)
             self.train = []
             self.evaluation = text.cut(rows, self.seq_len, self.tokenizer, s.data, s.pad_rows)
             if not self.evaluation:

@@ -381,6 +381,7 @@ DAMAGES = {  # functions that change tensors and header
     "no header": lambda _, header: header.clear(),
     "equal columns": of_q(lambda frame: frame.index_copy(1, torch.tensor([1]), frame[:, :1])),
     "float32": of_q(torch.Tensor.float),
+    "order of rows": of_q(lambda frame: frame.flip(0)),
     "sides": lambda tensors, _: tensors.update(
         {k[:-1] + "uv"[k.endswith("u")]: t for k, t in [*tensors.items()]}
     ),
