@@ -2,9 +2,9 @@
 by SHA-256.
 
 A safetensors file with `NAME.u` (d_out, R) and `NAME.v` (d_in, R) of each matrix in float16, with
-orthonormal columns. Its metadata contain a hash of these, a digest of the base model, and the settings
-of the adapter for which the frames were made, as JSON. An adapter that refers to the file stores only the settings
-that differ from these.
+orthonormal columns. Its metadata contain a hash of these, a digest of the base model, and the
+settings of the adapter for which the frames were made, as JSON. An adapter that refers to the file
+stores only the settings that differ from these.
 
 A load reads the file once: its settings, its hash and the frames are those of the same bytes. So a
 changed file is refused for every adapter that refers to it.

@@ -116,10 +116,10 @@ def refuse_splits(source: str, files: Sequence[Path]) -> None:
             splits.setdefault(others.lower(), set()).add(match[1].lower())
     for of_name in splits.values():
         if "train" in of_name and len(of_name) > 1:
+            one = f"{parse_source(source).name}::train"
             raise DataError(
                 f"{source} has files of the splits {', '.join(sorted(of_name))}, which would be read"
-                f" together; name one, such as {parse_source(source).name}::train, or the file of one, such"
-                f" as {files[0]}"
+                f" together; name one, such as {one}, or the file of one, such as {files[0]}"
             )
     _note_together(source, [file for file in files if _TRAIN.search(file.stem)], files)
 
