@@ -12,6 +12,8 @@ from collections import OrderedDict
 import pytest
 import tiny_models
 import torch
+from accelerate import cpu_offload
+from accelerate.utils import set_module_tensor_to_device
 from folders import edit_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.helpers import DoraCaching
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
 
 import qpeft
@@ -702,6 +705,36 @@ def test_model_that_is_cast_has_the_adapters_that_are_read_later(pool, world, ad
     pool.model.double()
     pool.activate("user-1")
     assert_close(adapters.logits(pool.model, world[3]).float(), world[2]["user-1"])
+
+
+def with_new_parameter(model):
+    name, parameter = next((n, p) for n, p in model.named_parameters() if "slot0" in n)
+    set_module_tensor_to_device(model, name, "cpu", torch.zeros_like(parameter))
+
+
+REPLACED = {
+    "assigned": lambda model: model.load_state_dict(model.state_dict(), assign=True),
+    "one": with_new_parameter,
+    "weight norm": lambda model: weight_norm(
+        next(m for n, m in model.named_modules() if n.endswith("lora_A.slot0"))
+    ),
+}
+
+
+@pytest.mark.parametrize("how", REPLACED)
+def test_model_with_replaced_parameters_is_refused(pool, how):
+    """What the pool writes would reach no layer, which would apply the adapter from before."""
+    pool.place(["user-0", "user-1"])
+    REPLACED[how](pool.model.get_base_model())
+    with pytest.raises(ConfigError, match=r"has replaced .*lora_A"):
+        pool.place(["user-2", "user-3"])
+
+
+def test_offloaded_model_has_the_adapters_that_are_read_later(pool, world, adapters):
+    cpu_offload(pool.model, torch.device("cpu"))
+    for name in ("user-1", "user-2", "user-3"):
+        pool.activate(name)
+        assert_close(adapters.logits(pool.model, world[3]), world[2][name])
 
 
 def test_merged_adapter_raises(pool):

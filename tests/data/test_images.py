@@ -74,6 +74,16 @@ def test_images_of_unusual_folders_are_named(tmp_path):
     assert len(warned) == 1
 
 
+@pytest.mark.parametrize("name", ["animals", "./more/../animals", "linked"])
+def test_folder_is_read_by_any_path_without_a_note(tmp_path, monkeypatch, name):
+    folder_of(tmp_path / "animals")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "linked").symlink_to("animals")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_images(name, "train", "label")) == 6
+    assert len(load_images(str(tmp_path / name), "train", "label")) == 6
+
+
 @pytest.mark.parametrize("part", ["validation", "val"])
 def test_folder_with_train_and_validation_is_read(read, tmp_path, part):
     folder = tmp_path / "animals"

@@ -158,6 +158,42 @@ def test_adapter_saved_with_the_parameters_and_buffers_that_others_take_is_whole
     torch.testing.assert_close(adapters.logits(saved, batch), adapters.logits(model, batch))
 
 
+@pytest.mark.parametrize("name", ["qpa", "cua", "attached to ia3"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_state_dict_of_a_wrapper_is_understood_or_refused(
+    llama, adapters, batch, name, prefix, tmp_path
+):
+    """The values of the model that was to be saved were taken in its place."""
+    model, fresh = (VARIANTS[name].adapt(copy.deepcopy(llama)).to(DEVICE).eval() for _ in range(2))
+    state = {prefix + key: tensor for key, tensor in move(model).state_dict().items()}
+    if prefix == "_orig_mod.":  # of torch.compile
+        fresh.save_pretrained(str(tmp_path), state_dict=state)
+        saved = qpeft.load(copy.deepcopy(llama).to(DEVICE), tmp_path)
+        torch.testing.assert_close(adapters.logits(saved, batch), adapters.logits(model, batch))
+    else:
+        with pytest.raises(CheckpointError, match="without names of a wrapper"):
+            fresh.save_pretrained(str(tmp_path), state_dict=state)
+
+
+def test_change_of_a_merged_weight_is_named_when_it_is_undone(llama):
+    """These restore the weight from before exactly; LoRA subtracts, and keeps a change."""
+    model = move(VARIANTS["cua"].adapt(llama))
+    model.merge_adapter()
+    with torch.no_grad():
+        model.get_base_model().model.layers[0].self_attn.q_proj.weight.add_(0.01)
+    with pytest.warns(QpeftWarning, match="changed while adapters were merged") as warned:
+        model.unmerge_adapter()
+    assert len(warned) == 1
+
+
+def test_state_dict_that_lacks_a_parameter_is_refused(llama, tmp_path):
+    model = VARIANTS["qpa"].adapt(llama)
+    state = model.state_dict()
+    del state[next(name for name, p in model.named_parameters() if p.requires_grad)]
+    with pytest.raises(CheckpointError, match="lacks 1 of"):
+        model.save_pretrained(str(tmp_path), state_dict=state)
+
+
 def test_state_of_an_adapter_alone_has_trained_biases_and_resized_rows_of_the_model(
     ids, adapters, tmp_path
 ):

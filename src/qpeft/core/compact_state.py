@@ -12,11 +12,13 @@ from peft.tuners.tuners_utils import (
     _filter_state_dict_by_key_prefixes,
     _get_tuner_state_dict_key_prefixes,
 )
+from peft.utils.save_and_load import _filter_state_dict_for_adapter_name
 
 from qpeft.core.checkpoint import check_loaded, check_tensors
 from qpeft.core.embeddings import resized_embeddings
 from qpeft.core.generator import FullPrecision, State
 from qpeft.core.generator_holder import CONTAINER, holder_of
+from qpeft.errors import CheckpointError
 
 
 def other_tensors(model: Any, adapter_name: str, stock: Any, state: State) -> State:
@@ -55,7 +57,7 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
     ) -> State:
         holder: Any = holder_of(model)
         prefix = f"{holder.prefix}{adapter_name}."
-        complete = complete_state(model, adapter_name, state_dict)
+        complete = complete_state(model, adapter_name, state_dict, is_given=True)
         packed = holder[adapter_name].pack(_without_prefix(complete, prefix))
         own = {holder.saved_prefix + key: tensor for key, tensor in packed.items()}
         state = _CompactTensors(own)
@@ -95,6 +97,25 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
         return others | {prefix + key: tensor for key, tensor in unpacked.items()}
 
 
+def _unwrapped(name: str) -> str:
+    """The name without what torch.compile and wrappers of PyTorch put into it, on one side alone."""
+    return re.sub(r"_(orig_mod|checkpoint_wrapped_module|fsdp_wrapped_module)\.", "", name)
+
+
+def _check_complete(model: Any, adapter_name: str, own: State, state: State) -> None:
+    others = [name for name in model.peft_config if name != adapter_name]
+    expected = _filter_state_dict_for_adapter_name(own, others)
+    missing = expected.keys() - state.keys()
+    trained = [name for name in missing if own[name].requires_grad]
+    if trained or (missing and missing == expected.keys()):
+        present = next(iter(state), None)
+        raise CheckpointError(
+            f"the state dict lacks {len(missing)} of {len(expected)} parameters of adapter"
+            f" {adapter_name!r}, such as {min(missing)}; give one of the PeftModel itself, without"
+            f" names of a wrapper (its first key is {present})"
+        )
+
+
 def _without_prefix(state: State, prefix: str) -> State:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -113,16 +134,23 @@ def is_compact(model: Any) -> bool:
     return holder_of(model) is not None or hasattr(model.base_model, "stock_problem")
 
 
-def complete_state(model: Any, adapter_name: str, state: State) -> State:
+def complete_state(model: Any, adapter_name: str, state: State, *, is_given: bool = False) -> State:
     """`state` with all tensors of the adapter, by their names in `model`.
 
     PEFT leaves out those with a part of their names that is the name of another adapter, such as
     "mlp" or "c". Other trainers give the parameters alone, or all buffers as well.
+
+    Raises CheckpointError if `is_given`, by a user, and others are missing, such as those of a wrapper
+    with other names: the values of `model` are none of that state dict.
     """
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name)
     if (holder := holder_of(model)) is not None:  # in a prompt encoder PEFT looks for none
         prefixes.add(f"{holder.prefix}{adapter_name}")
     own = _filter_state_dict_by_key_prefixes(dict(model.named_parameters()), prefixes)
+    names = {_unwrapped(name): name for name, _ in (*own.items(), *model.named_buffers())}
+    state = {names.get(_unwrapped(key), key): tensor for key, tensor in state.items()}
+    if is_given:
+        _check_complete(model, adapter_name, own, state)
     if not own.keys() <= state.keys():
         return _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes) | state
     # `model.state_dict()` would need all processes of a sharded model

@@ -5,6 +5,7 @@ linear maps.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +21,7 @@ from qpeft.core.half_precision import measured_merge
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_not_tied, is_linear, sizes
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, QpeftWarning
 
 
 class LinearAdapter(FullPrecision):
@@ -84,6 +85,7 @@ class LinearLayer(nn.Module, BaseTunerLayer):
         self.qpeft_adapter = nn.ModuleDict()
         self.merged_adapters = []
         self._unmerged: Tensor | None = None  # the weight without adapters, while some are merged
+        self._merged_sum: Tensor | None = None  # of the weight with them
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
@@ -131,12 +133,25 @@ class LinearLayer(nn.Module, BaseTunerLayer):
             if self._unmerged is None:
                 self._unmerged = weight.clone()
             weight.copy_(new)
+            self._merged_sum = weight.sum(dtype=torch.float64).cpu()
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Restore the weight exactly."""
+        """Restore the weight exactly, as it was before; warns if somebody has changed it since then."""
         if self._unmerged is not None:
-            self.weight.data.copy_(self._unmerged)
+            weight = self.weight.data
+            found = weight.sum(dtype=torch.float64).cpu()
+            is_cast = weight.dtype != self._unmerged.dtype
+            expected = self._merged_sum
+            if expected is not None and not is_cast and not torch.isclose(found, expected):
+                warnings.warn(
+                    QpeftWarning(
+                        "a weight was changed while adapters were merged into it, and unmerging"
+                        " restores the one from before the merge; change it without merged adapters"
+                    ),
+                    stacklevel=2,
+                )
+            weight.copy_(self._unmerged)
             self._unmerged = None
             self.merged_adapters = []
 

@@ -20,6 +20,7 @@ from qpeft.core.compact_state import complete_state
 from qpeft.core.config import own_copy
 from qpeft.core.embeddings import resized_embeddings
 from qpeft.core.generator import State
+from qpeft.core.generator_holder import holder_of
 from qpeft.core.targets import check_called, in_layers, set_target_names
 from qpeft.errors import ConfigError
 
@@ -62,7 +63,9 @@ class OwnTuner(BaseTuner):
     def _get_adapter_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, model: Any, *, adapter_name: str, state_dict: State, **others: Any
     ) -> State:
-        state = complete_state(model, adapter_name, state_dict)
+        # with a generator attached to it, these are the generated tensors alone
+        is_given = holder_of(model) is None
+        state = complete_state(model, adapter_name, state_dict, is_given=is_given)
         saved = super()._get_adapter_state_dict(
             model, adapter_name=adapter_name, state_dict=state, **others
         )

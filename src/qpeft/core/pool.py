@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from functools import partial
+from operator import attrgetter
 from os.path import isdir  # which, unlike Path.is_dir, accepts names that are too long
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -114,7 +115,8 @@ class AdapterPool:
     The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and any seeds. Files are
     checked at every request, so a changed adapter is read again. The result of `place` is valid
     while its adapters are in their slots; after that the model's call raises ConfigError. Select
-    adapters with the pool only: PEFT's `set_adapter`, `disable_adapter` and the like are refused.
+    adapters with the pool only: PEFT's `set_adapter`, `disable_adapter` and the like are refused. Write
+    nothing into its slots, as PEFT's `hotswap_adapter` does: no write is seen.
 
     Threads need no lock: each has its own active adapter, and the calls of the model run one after
     the other. A thread that calls the model without having called `activate` or given
@@ -214,6 +216,7 @@ class AdapterPool:
             )
             for slot in slots
         }
+        self._names = {id(tensor): name for name, tensor in self._state.items()}
         tuner = self.model.base_model
         select = tuner._enable_peft_forward_hooks
         tuner._enable_peft_forward_hooks = partial(self._selecting, select)
@@ -417,6 +420,7 @@ class AdapterPool:
                         f"adapter '{name}' changed whenever it was read; ask again"
                     )
                 return self._hold(name, keep, attempts - 1)
+            self._check_places(held.slot)
             # free until its tensors are complete, because this may be interrupted
             for other in [other for other in self._held.values() if other.slot == held.slot]:
                 del self._held[other.adapter]
@@ -427,6 +431,20 @@ class AdapterPool:
         self._held.pop(name, None)
         self._held[name] = held  # at the end: used last
         return held
+
+    def _check_places(self, slot: str) -> None:
+        """Raise ConfigError if somebody has replaced the slot's tensors: the layers would go on to
+        apply what the replaced ones contained, the adapter of another request.
+        """
+        for tensor in self._tensors[slot].values():
+            name = self._names[id(tensor)]
+            present = attrgetter(name)(self.model)
+            # accelerate's offload leaves a tensor without values, and reads ours
+            if present is not tensor and not present.is_meta:
+                raise ConfigError(
+                    f"somebody has replaced {name} of the pool's model, as fully_shard, load_state_dict"
+                    " with assign=True, or a quantization do; make a pool after that, from the base"
+                )
 
     def _folder_of(self, name: str) -> Path:
         """The folder of an adapter. Raises ConfigError if there is none."""

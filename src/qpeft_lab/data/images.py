@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from os.path import abspath
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,8 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
 
 def _note_folders(source: str, path: Path, rows: Sequence[Labelled]) -> None:
     """Warn of folders with images in `path` of which none was read, unless they are splits."""
+    # as `datasets` makes paths absolute, and leaves links
+    path = Path(abspath(path))  # noqa: PTH100
     read = {content for content, _ in rows if isinstance(content, Path)}
     unread = [
         folder.name
