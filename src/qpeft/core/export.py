@@ -341,8 +341,10 @@ def _unchanged(model: Any) -> Iterator[None]:
     is_training = model.training
     modes = [(module, module.training) for module in model.modules()]
     requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
+    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng():  # the stock copy is initialized at random first
+        # the stock copy is initialized at random first
+        with torch.random.fork_rng(devices=list(gpus)):
             yield
     finally:
         _activate(model, active)
