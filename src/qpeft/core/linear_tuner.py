@@ -133,14 +133,14 @@ class LinearLayer(nn.Module, BaseTunerLayer):
             if self._unmerged is None:
                 self._unmerged = weight.clone()
             weight.copy_(new)
-            self._merged_sum = weight.sum(dtype=torch.float64).cpu()
+            self._merged_sum = weight.cpu().sum(dtype=torch.float64)
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
         """Restore the weight exactly, as it was before; warns if somebody has changed it since then."""
         if self._unmerged is not None:
             weight = self.weight.data
-            found = weight.sum(dtype=torch.float64).cpu()
+            found = weight.cpu().sum(dtype=torch.float64)
             is_cast = weight.dtype != self._unmerged.dtype
             expected = self._merged_sum
             if expected is not None and not is_cast and not torch.isclose(found, expected):
